@@ -1,0 +1,35 @@
+"""Prune what a model reads, and then the model itself.
+
+Importing this package imports neither torch nor Prefect: the public names below are
+loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .pruners.catalogue import METHODS
+    from .pruners.context import ContextPruner, PrunedPassage
+    from .storage import Store, VectorIndex
+
+__all__ = ["METHODS", "ContextPruner", "PrunedPassage", "Store", "VectorIndex", "__version__"]
+
+_HOME = {
+    "METHODS": ".pruners.catalogue",
+    "ContextPruner": ".pruners.context",
+    "PrunedPassage": ".pruners.context",
+    "Store": ".storage",
+    "VectorIndex": ".storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Arithmetic: reference, torch and Triton implementations behind one name each."""

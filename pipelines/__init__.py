@@ -1,0 +1,1 @@
+"""Steps in plain Python: read, compute signals, prune, write, report. No Prefect, no server."""

@@ -1,0 +1,1 @@
+"""The methods: pure functions of arrays, by what they prune."""

@@ -1,0 +1,1 @@
+"""Pruning of retrieved contexts: the sentences and passages a model reads."""

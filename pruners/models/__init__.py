@@ -1,0 +1,1 @@
+"""Networks of our own and how their weights are loaded: the only I/O under pruners/."""

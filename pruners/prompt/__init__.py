@@ -1,0 +1,1 @@
+"""Pruning of the prompt search space."""

@@ -1,0 +1,1 @@
+"""Pruning of training sets: whole rows."""

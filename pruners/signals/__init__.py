@@ -1,0 +1,1 @@
+"""Model and batch in, named arrays out."""

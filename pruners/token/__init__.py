@@ -1,0 +1,1 @@
+"""Pruning of training tokens inside kept rows."""

@@ -1,0 +1,1 @@
+"""Parquet tables, FAISS indexes and their manifests."""
