@@ -17,7 +17,7 @@ from ..errors import InputError
 
 Unit = Literal["sentence", "passage", "sample", "token", "prompt", "weight"]
 Scope = Literal["row", "group", "table"]
-BudgetKind = Literal["fraction", "count_per_group", "threshold"]
+BudgetKind = Literal["fraction", "fraction_per_group", "count_per_group", "threshold"]
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -342,8 +342,9 @@ class Budget:
     """How a method is told how much to keep.
 
     `field` is the option's name. "fraction": exactly ceil(option * N) rows are kept.
-    "count_per_group": at most that many rows of each passage. "threshold": a row is kept when
-    its score exceeds the option, so a higher value keeps less.
+    "fraction_per_group": exactly ceil(option * size) rows of every group. "count_per_group":
+    exactly min(option, size) rows of every group. "threshold": a row is kept when its score
+    exceeds the option, so a higher value keeps less.
     """
 
     field: str
@@ -354,15 +355,18 @@ class Budget:
 class Pruner(Protocol):
     """A method: options in the constructor, arrays in the call.
 
-    `needs` are names of `SIGNALS`. `scope` says which rows a row's decision depends on: itself,
-    the rows of its passage or question ("group", named by `group`), or the whole table; a table
-    may be cut into shards wherever the scope allows it without changing one decision.
+    `needs` are names of `SIGNALS`; `optional` ones are used where they are there. `scope` says
+    which rows a row's decision depends on: itself, the rows of its group ("group", the signal
+    named by `group`), or the whole table. A table may be cut into shards wherever the scope
+    allows it without changing one decision.
     """
 
     unit: ClassVar[Unit]
     needs: ClassVar[frozenset[str]]
+    optional: ClassVar[frozenset[str]]
     budget: ClassVar[Budget]
     scope: ClassVar[Scope]
+    group: ClassVar[str | None]
 
     def __call__(self, signals: Signals, *, seed: int) -> Selection:
         """Decide for each row of `signals`. Pure: same arrays and seed, same selection."""

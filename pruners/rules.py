@@ -38,7 +38,7 @@ def _mix(z: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
 
 
 def count_of(n: int, fraction: float) -> int:
-    """ceil(fraction * n), immune to the last bit of a float: 0.1 of 30 rows is 3 rows."""
+    """ceil(fraction * n), immune to the last bit of a float: 0.07 of 100 rows is 7 rows."""
     return min(n, math.ceil(round(fraction * n, 9)))
 
 

@@ -33,8 +33,10 @@ class NearDuplicate:
 
     unit: ClassVar[Unit] = "sample"
     needs: ClassVar[frozenset[str]] = frozenset({"id", "embedding"})
+    optional: ClassVar[frozenset[str]] = frozenset()
     budget: ClassVar[Budget] = Budget("distance", "threshold")
     scope: ClassVar[Scope] = "table"
+    group: ClassVar[str | None] = None
     distance: float = 0.05
 
     def __post_init__(self) -> None:

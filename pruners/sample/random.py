@@ -28,8 +28,10 @@ class Random:
 
     unit: ClassVar[Unit] = "sample"
     needs: ClassVar[frozenset[str]] = frozenset({"id"})
+    optional: ClassVar[frozenset[str]] = frozenset()
     budget: ClassVar[Budget] = Budget("keep", "fraction")
     scope: ClassVar[Scope] = "table"
+    group: ClassVar[str | None] = None
     keep: float = 0.5
 
     def __post_init__(self) -> None:

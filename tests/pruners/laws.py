@@ -1,0 +1,66 @@
+"""Signals that fit a method's `needs`, made from the table of signal names."""
+
+import numpy as np
+
+from prunery.pruners.contract import SIGNALS, Signals
+
+
+def make_signals(method, n, *, seed=0, ties=False):
+    """N rows in which every signal that the method needs or may use is legal.
+
+    Groups hold 1 to 9 rows; with `ties`, scores take only two values.
+    """
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(2**62, size=n, replace=False).astype(np.int64)
+    arrays = {"id": ids}
+    group_ids = rng.choice(2**62, size=max(n, 1), replace=False).astype(np.int64)
+    groups = np.repeat(group_ids, rng.integers(1, 10, size=max(n, 1)))[:n]
+    wanted = method.needs | method.optional
+    for name in sorted(wanted - {"id"}):
+        spec = SIGNALS[name]
+        if name in ("passage", "question"):
+            arrays[name] = groups if name == method.group else groups // 3
+        elif name == "position":
+            starts = np.flatnonzero(np.diff(groups, prepend=-1)) if n else np.zeros(0, int)
+            sizes = np.diff(np.append(starts, n))
+            arrays[name] = np.arange(n) - np.repeat(starts, sizes)
+        elif spec.shape == "N,d":
+            vectors = rng.standard_normal((n, 8)).astype(np.float32)
+            if ties:
+                vectors = np.sign(vectors[:, :1]) * np.eye(8, dtype=np.float32)[:1]
+            arrays[name] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        elif spec.shape == "N+1":
+            arrays[name] = np.concatenate([[0], np.cumsum(rng.integers(0, 6, size=n))])
+        elif spec.shape == "N":
+            arrays[name] = _scalar(spec, n, rng, ties)
+    for name in sorted(wanted):
+        spec = SIGNALS[name]
+        if spec.shape == "nnz":
+            borders = arrays[spec.ragged_by]
+            arrays[name] = _ragged(spec, borders, rng, ties)
+    return Signals(arrays)
+
+
+def _scalar(spec, n, rng, ties):
+    if spec.dtype == "bool":
+        return rng.random(n) < 0.15
+    if spec.dtype == "int64":
+        return rng.integers(0, 50, size=n)
+    low, high = max(spec.low, -4.0), min(spec.high, 4.0)
+    if ties:
+        return np.where(rng.random(n) < 0.5, 0.25, 0.75).astype(np.float32)
+    return rng.uniform(low, high, size=n).astype(np.float32)
+
+
+def _ragged(spec, borders, rng, ties):
+    parts = []
+    for size in np.diff(borders):
+        if spec.dtype == "int64":
+            values = np.arange(size) if ties else np.sort(rng.choice(30, size, replace=False))
+        elif ties:
+            values = np.ones(size)
+        else:
+            values = np.clip(rng.uniform(0.1, 2.0, size), spec.low, spec.high)
+        parts.append(values)
+    joined = np.concatenate(parts) if parts else np.zeros(0)
+    return joined.astype(spec.dtype)

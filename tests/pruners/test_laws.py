@@ -1,0 +1,203 @@
+"""The laws that every method in METHODS must pass, generated from the catalogue."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from prunery.errors import InputError
+from prunery.pruners.catalogue import METHODS
+from prunery.pruners.contract import SIGNALS, Signals
+
+from .laws import make_signals
+
+LEVELS = {
+    "fraction": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
+    "fraction_per_group": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
+    "count_per_group": [0, 1, 2, 5, 100],
+    "threshold": [0.0, 0.05, 0.2, 0.5, 0.8, 1.0],
+}
+
+every_method = pytest.mark.parametrize("name", METHODS)
+
+
+def levels(method):
+    return LEVELS[method.budget.kind]
+
+
+def at(method, level):
+    return method(**{method.budget.field: level})
+
+
+def optional_off(method, signals):
+    """Without the optional signals: nothing is forced in, so budgets are exact."""
+    return Signals({name: signals[name] for name in signals if name not in method.optional})
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, f.name), getattr(b, f.name), equal_nan=f.name == "threshold")
+        for f in dataclasses.fields(a)
+        if f.name not in ("reasons", "rival")
+    )
+
+
+@every_method
+@pytest.mark.parametrize("n", [0, 1, 257])
+def test_mask_is_aligned_and_whole(name, n):
+    method = METHODS[name]
+    signals = make_signals(method, n)
+    for level in levels(method):
+        selection = at(method, level)(signals, seed=0)
+        assert len(selection.keep) == n
+        assert np.isfinite(selection.score).all()
+        assert (selection.reason < len(selection.reasons)).all()
+        lost = selection.rival[selection.rival >= 0]
+        assert selection.keep[lost].all(), "a rival must itself be kept"
+        assert not selection.keep[selection.rival >= 0].any(), "a kept row lost to nobody"
+        assert sum(selection.dropped().values()) == n - selection.kept
+
+
+@every_method
+def test_a_reason_means_one_verdict(name):
+    method = METHODS[name]
+    selection = METHODS[name]()(make_signals(method, 257), seed=0)
+    for code in np.unique(selection.reason):
+        assert len(np.unique(selection.keep[selection.reason == code])) == 1
+
+
+@every_method
+@pytest.mark.parametrize("ties", [False, True])
+def test_budget_is_met_exactly(name, ties):
+    method = METHODS[name]
+    signals = optional_off(method, make_signals(method, 257, ties=ties))
+    for level in levels(method):
+        selection = at(method, level)(signals, seed=3)
+        kind = method.budget.kind
+        if kind == "fraction":
+            assert selection.kept == math.ceil(round(level * 257, 9))
+        elif kind == "threshold":
+            assert np.array_equal(selection.keep, selection.score > np.float32(level))
+        else:
+            groups, sizes = np.unique(signals[method.group], return_counts=True)
+            for group, size in zip(groups, sizes, strict=True):
+                quota = (
+                    math.ceil(round(level * size, 9))
+                    if kind == "fraction_per_group"
+                    else min(level, size)
+                )
+                assert selection.keep[signals[method.group] == group].sum() == quota
+
+
+@every_method
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("forced", [False, True])
+def test_monotone_in_the_budget(name, ties, forced):
+    method = METHODS[name]
+    signals = make_signals(method, 257, ties=ties)
+    if not forced:
+        signals = optional_off(method, signals)
+    masks = [at(method, level)(signals, seed=1).keep for level in levels(method)]
+    if method.budget.kind == "threshold":
+        masks.reverse()
+    for smaller, larger in zip(masks, masks[1:], strict=False):
+        assert not (smaller & ~larger).any()
+
+
+@every_method
+@pytest.mark.parametrize("ties", [False, True])
+def test_row_order_does_not_matter(name, ties):
+    method = METHODS[name]
+    signals = make_signals(method, 257, ties=ties)
+    order = np.random.default_rng(5).permutation(257)
+    for level in levels(method):
+        plain = at(method, level)(signals, seed=2)
+        shuffled = at(method, level)(signals.take(order), seed=2)
+        assert np.array_equal(plain.keep[order], shuffled.keep)
+        assert np.array_equal(plain.reason[order], shuffled.reason)
+        np.testing.assert_allclose(plain.score[order], shuffled.score, rtol=0, atol=2e-6)
+
+
+@every_method
+def test_shards_do_not_matter(name):
+    """Where the scope allows a cut, the cut changes nothing; elsewhere the score may not move
+    with rows that play no part in it (checked for scores that are drawn or given)."""
+    method = METHODS[name]
+    signals = make_signals(method, 257)
+    whole = method()(signals, seed=4)
+    if method.scope == "table":
+        if method.needs == {"id"}:
+            part = np.arange(100)
+            assert np.array_equal(whole.score[part], method()(signals.take(part), seed=4).score)
+        return
+    shard = signals["id"] % 3 if method.scope == "row" else signals[method.group] % 3
+    for number in range(3):
+        rows = np.flatnonzero(shard == number)
+        part = method()(signals.take(rows), seed=4)
+        assert np.array_equal(whole.keep[rows], part.keep)
+        np.testing.assert_allclose(whole.score[rows], part.score, rtol=0, atol=2e-6)
+
+
+@every_method
+def test_same_seed_same_selection(name):
+    method = METHODS[name]
+    signals = make_signals(method, 257)
+    assert same(method()(signals, seed=7), method()(signals, seed=7))
+
+
+@every_method
+def test_signals_are_not_written_to(name):
+    method = METHODS[name]
+    signals = make_signals(method, 64)
+    before = {key: signals[key].copy() for key in signals}
+    for key in signals:
+        signals[key].flags.writeable = False
+    method()(signals, seed=0)
+    for key in signals:
+        assert np.array_equal(before[key], signals[key])
+
+
+@every_method
+def test_ties_go_to_the_smaller_id(name):
+    method = METHODS[name]
+    signals = optional_off(method, make_signals(method, 257, ties=True))
+    group = signals[method.group] if method.group else np.zeros(257, np.int64)
+    for level in levels(method):
+        selection = at(method, level)(signals, seed=0)
+        for member in np.unique(group):
+            rows = np.flatnonzero(group == member)
+            for score in np.unique(selection.score[rows]):
+                tied = rows[selection.score[rows] == score]
+                kept_first = selection.keep[tied][np.argsort(signals["id"][tied])]
+                assert (np.diff(kept_first.astype(int)) <= 0).all()
+
+
+@every_method
+def test_non_finite_signals_are_refused_by_name(name):
+    method = METHODS[name]
+    floats = [key for key in sorted(method.needs) if SIGNALS[key].dtype == "float32"]
+    for key in floats:
+        for poison in (np.nan, np.inf):
+            arrays = dict(make_signals(method, 40))
+            arrays[key] = arrays[key].copy()
+            arrays[key].flat[0] = poison
+            with pytest.raises(InputError, match=f"`{key}`"):
+                method()(Signals(arrays), seed=0)
+
+
+@every_method
+def test_missing_signals_are_refused_by_name(name):
+    method = METHODS[name]
+    for key in sorted(method.needs - {"id"}):
+        ragged = {k for k in SIGNALS if SIGNALS[k].ragged_by == key}
+        arrays = {k: v for k, v in make_signals(method, 40).items() if k != key and k not in ragged}
+        with pytest.raises(InputError, match="needed and missing"):
+            method()(Signals(arrays), seed=0)
+
+
+@every_method
+def test_options_out_of_range_are_refused(name):
+    method = METHODS[name]
+    with pytest.raises(InputError, match=method.budget.field):
+        at(method, -1)
