@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .contract import Pruner
 from .sample.near_duplicate import NearDuplicate
 from .sample.random import Random
@@ -11,3 +13,19 @@ METHODS: dict[str, type[Pruner]] = {
     "random": Random,
     "near_duplicate": NearDuplicate,
 }
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A method in words, from its declaration: what `prunery methods` and the README print."""
+    method = METHODS[name]
+    return {
+        "name": name,
+        "unit": method.unit,
+        "budget": method.budget.field,
+        "default": getattr(method(), method.budget.field),
+        "kind": method.budget.kind,
+        "scope": method.scope,
+        "needs": sorted(method.needs - {"id"}),
+        "optional": sorted(method.optional),
+        "about": " ".join((method.__doc__ or "").strip().partition("\n\n")[0].split()),
+    }

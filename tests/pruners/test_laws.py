@@ -1,6 +1,7 @@
 """The laws that every method in METHODS must pass, generated from the catalogue."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -101,7 +102,7 @@ def test_monotone_in_the_budget(name, ties, forced):
     masks = [at(method, level)(signals, seed=1).keep for level in levels(method)]
     if method.budget.kind == "threshold":
         masks.reverse()
-    for smaller, larger in zip(masks, masks[1:], strict=False):
+    for smaller, larger in itertools.pairwise(masks):
         assert not (smaller & ~larger).any()
 
 
