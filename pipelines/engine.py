@@ -1,0 +1,358 @@
+"""How a step runs: once for each key, in shards, on one machine.
+
+A step is a plan and a shard function. The plan says what enters the key (options, digests of
+what is read, models), the schema, and how many shards there are. The shard function makes the
+rows of one shard and nothing else. Whatever stops a run, the next one redoes at most the
+shards that were under way; the rows are the same with any number of workers.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from ..errors import InputError, PruneryError
+from ..storage import Manifest, Store, Table, TableWriter
+from .progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from ..storage import ShardWriter
+
+
+class StepOptions(BaseModel):
+    """Options of a step: strict types, unknown keys refused, frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    # Names of the options that hold paths; relative ones are made absolute on reading.
+    paths: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def known_keys(cls, given: Mapping[str, Any]) -> list[str]:
+        """The keys that a recipe may give, which may depend on the values of other keys."""
+        return list(cls.model_fields)
+
+    @classmethod
+    def rebase(cls, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """The values with relative paths made absolute against `folder`."""
+        made = dict(given)
+        for key in cls.paths:
+            if isinstance(made.get(key), str):
+                made[key] = _absolute(made[key], folder)
+            elif isinstance(made.get(key), list):
+                made[key] = [
+                    _absolute(item, folder) if isinstance(item, str) else item
+                    for item in made[key]
+                ]
+        return made
+
+
+def _absolute(path: str, folder: Path) -> str:
+    if path.startswith("builtin:"):
+        return path
+    return str(folder / Path(path).expanduser())
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """An input of a step: which steps may fill it, and whether it may stay empty."""
+
+    steps: tuple[str, ...]
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one run of a step will make.
+
+    Attributes
+    ----------
+    schema
+        Of the rows, first column `id` int64.
+    shards
+        How many; 0 makes an empty table.
+    identity
+        What enters the key beside inputs, models and seed: options that change rows, and
+        digests of files read. JSON-able. Never a path or a number of workers.
+    models
+        Name to digest of each model that makes the rows.
+    payload
+        What the shard function needs besides options and inputs; picklable and small.
+    notes
+        For people; does not enter the key.
+    """
+
+    schema: pa.Schema
+    shards: int
+    identity: Mapping[str, Any]
+    models: Mapping[str, str] = field(default_factory=dict)
+    payload: Any = None
+    kind: str = "table"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where and how a step runs; none of it changes a row.
+
+    `workers` processes share the shards; `threads` is what each gives to its models (None
+    leaves the libraries' own default). Float sums can depend on `threads`, so bit-equal rows
+    across machines need the same value.
+    """
+
+    store: Store
+    name: str = ""
+    seed: int = 0
+    bad_rows: float = 0.0
+    workers: int = 1
+    threads: int | None = None
+    progress: Progress = field(default_factory=Silent)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a step, in a form that another process can take up."""
+
+    store_uri: str
+    storage_options: Mapping[str, Any]
+    step: str
+    table: str
+    key: str
+    options: StepOptions
+    inputs: Mapping[str, str]
+    plan: Plan
+    seed: int
+    tolerant: bool
+    threads: int | None
+
+    def store(self) -> Store:
+        """The store, opened once a process."""
+        return _open_store(self.store_uri, tuple(sorted(self.storage_options.items())))
+
+    def input(self, role: str) -> Table:
+        """The table that fills an input."""
+        return self.store().table(self.inputs[role])
+
+    def has(self, role: str) -> bool:
+        """Whether an optional input was given."""
+        return role in self.inputs
+
+
+class Rows:
+    """Where a shard function puts its rows.
+
+    A row that cannot be used goes to `reject`: where the recipe allows bad rows it is written
+    to the rejects table with its reason, else the run stops with that reason.
+    """
+
+    def __init__(self, writer: ShardWriter, tolerant: bool) -> None:
+        self._writer = writer
+        self._tolerant = tolerant
+        self.rejected = 0
+
+    def write(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Append rows of the plan's schema."""
+        self._writer.write(rows)
+
+    def count(self, kept: int, dropped: Mapping[str, int]) -> None:
+        """Tell the manifest what this shard kept and dropped, by reason."""
+        self._writer.count(kept=kept, dropped=dropped)
+
+    def reject(self, row: Mapping[str, Any], reason: str, where: str) -> None:
+        """Put a bad row aside, or stop: `where` names file, row and column."""
+        if not self._tolerant:
+            raise InputError(
+                f"{where}: {reason} Mend the row, or allow a share of bad rows with"
+                " `bad_rows` in the recipe (--set bad_rows=0.01)."
+            )
+        self.rejected += 1
+        self._writer.reject(row, f"{where}: {reason}")
+
+
+@dataclass(frozen=True, slots=True)
+class StepSpec:
+    """A step: its name, version, options and inputs, and the functions that do the work.
+
+    Calling it, `spec(options, inputs, context) -> Manifest`, runs the step or finds that its
+    table exists. `version` goes up whenever the same options and inputs would give other rows.
+    `finish`, where there is one, attaches files to the table before it is committed.
+    """
+
+    name: str
+    version: int
+    options: type[StepOptions]
+    inputs: Mapping[str, Slot]
+    plan: Callable[[Any, Mapping[str, Table], StepContext], Plan]
+    shard: Callable[[Job, int, Rows], None]
+    finish: Callable[[Job, TableWriter], None] | None = None
+    about: str = ""
+
+    def __call__(
+        self, options: StepOptions, inputs: Mapping[str, str], context: StepContext
+    ) -> Manifest:
+        """Run the step on tables of the store, given by key or name.
+
+        Raises
+        ------
+        InputError
+            A row is bad and no bad rows are allowed, or more rows are bad than allowed.
+        StoreError, ModelError
+            A table or a model cannot be read.
+        """
+        return _run(self, options, inputs, context)
+
+
+def _run(
+    spec: StepSpec, options: StepOptions, inputs: Mapping[str, str], context: StepContext
+) -> Manifest:
+    keys = {
+        role: context.store.resolve(inputs[role]) for role in spec.inputs if role in inputs
+    }
+    tables = {role: context.store.table(key) for role, key in keys.items()}
+    plan = spec.plan(options, tables, context)
+    name = context.name or spec.name
+    writing = context.store.write(
+        name=name,
+        step=spec.name,
+        version=spec.version,
+        options={**plan.identity, "inputs": list(keys)},
+        inputs=list(keys.values()),
+        models=dict(plan.models),
+        seed=context.seed,
+        schema=plan.schema,
+        kind=plan.kind,
+    )
+    with writing as writer:
+        if writer.committed:
+            context.progress.start(name, 0)
+            manifest = context.store.manifest(writer.key)
+            _check_share(manifest.rejected, manifest.rows, context.bad_rows, name)
+            context.store.point(name, writer.key)
+            context.progress.finish()
+            return manifest
+        job = Job(
+            store_uri=str(context.store.uri),
+            storage_options=dict(context.store.storage_options or {}),
+            step=spec.name,
+            table=name,
+            key=writer.key,
+            options=options,
+            inputs=keys,
+            plan=plan,
+            seed=context.seed,
+            tolerant=context.bad_rows > 0,
+            threads=context.threads,
+        )
+        pending = writer.pending(plan.shards)
+        context.progress.start(name, plan.shards)
+        context.progress.advance(plan.shards - len(pending))
+        if context.workers > 1 and len(pending) > 1:
+            _in_processes(job, pending, context)
+        else:
+            for shard in pending:
+                _one_shard(spec, job, shard, writer)
+                context.progress.advance()
+        _check_journal(writer, plan.shards, context.bad_rows, name)
+        if spec.finish is not None:
+            spec.finish(job, writer)
+        manifest = writer.commit(notes=dict(plan.notes))
+        context.progress.finish()
+        return manifest
+
+
+def run_shard(job: Job, shard: int) -> int:
+    """Make one shard of a job; any process that sees the store may do it."""
+    from .steps import STEPS
+
+    spec = STEPS[job.step]
+    with _reopen(spec, job) as writer:
+        _one_shard(spec, job, shard, writer)
+    return shard
+
+
+def _reopen(spec: StepSpec, job: Job) -> TableWriter:
+    return job.store().write(
+        name=job.table,
+        step=spec.name,
+        version=spec.version,
+        options={**job.plan.identity, "inputs": list(job.inputs)},
+        inputs=list(job.inputs.values()),
+        models=dict(job.plan.models),
+        seed=job.seed,
+        schema=job.plan.schema,
+        kind=job.plan.kind,
+    )
+
+
+def _one_shard(spec: StepSpec, job: Job, shard: int, writer: TableWriter) -> None:
+    with writer.shard(shard) as out:
+        spec.shard(job, shard, Rows(out, job.tolerant))
+
+
+def _in_processes(job: Job, pending: list[int], context: StepContext) -> None:
+    # spawn: a forked child of a process with OpenMP or gRPC threads can hang.
+    spawn = multiprocessing.get_context("spawn")
+    workers = min(context.workers, len(pending))
+    try:
+        with ProcessPoolExecutor(
+            workers, mp_context=spawn, initializer=_limit_threads, initargs=(context.threads,)
+        ) as pool:
+            left = {pool.submit(run_shard, job, shard) for shard in pending}
+            try:
+                while left:
+                    done, left = wait(left, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                        context.progress.advance()
+            finally:
+                for future in left:
+                    future.cancel()
+    except BrokenProcessPool as error:
+        raise PruneryError(
+            f"a worker process of step `{job.step}` died (killed, or out of memory). The shards"
+            " that were done are kept: run again, with fewer workers if memory was short."
+        ) from error
+
+
+def _limit_threads(threads: int | None) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
+def use_threads(threads: int | None) -> None:
+    """Give torch that many threads in this process; None leaves its default."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _check_share(rejected: int, rows: int, allowed: float, name: str) -> None:
+    total = rejected + rows
+    if rejected and rejected > allowed * total:
+        raise InputError(
+            f"step `{name}` rejected {rejected} of {total} rows, more than the share of"
+            f" {allowed:g} that the recipe allows. Look at the rejects with their reasons, mend"
+            " the input, or raise `bad_rows`."
+        )
+
+
+def _check_journal(writer: TableWriter, shards: int, allowed: float, name: str) -> None:
+    rejected, rows = writer.tally(shards)
+    _check_share(rejected, rows, allowed, name)
+
+
+@lru_cache(maxsize=4)
+def _open_store(uri: str, options: tuple[tuple[str, Any], ...]) -> Store:
+    return Store(uri, storage_options=dict(options) or None)
