@@ -1,0 +1,476 @@
+"""Writing a table: shards into a journal, then the manifest, last."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import pyarrow as pa
+
+from .._version import __version__
+from ..errors import InputError, StoreError
+from . import layout, schemas
+from .backend import new_scratch
+from .ids import canonical_json, file_digest
+from .locks import FileLock, held
+from .manifest import Attachment, Kind, Manifest, Part
+from .rowhash import RowHash, table_digest
+from .shard import Entry, ShardWriter, disk_errors
+
+if TYPE_CHECKING:
+    from .store import Store
+
+# A writer on an object store, where no lock shows that it lives, says so this often.
+_HEARTBEAT_SECONDS = 600
+
+_LIBRARIES = {
+    "numpy": "numpy", "pyarrow": "pyarrow", "faiss": "faiss-cpu", "torch": "torch",
+    "transformers": "transformers", "tokenizers": "tokenizers",
+    "sentence_transformers": "sentence-transformers", "sklearn": "scikit-learn",
+    "onnxruntime": "onnxruntime", "peft": "peft", "safetensors": "safetensors",
+}  # fmt: skip
+
+
+class TableWriter:
+    """Writes one table under its content key. Made by `Store.write`; a context manager.
+
+    Shards may be written in any order, by several threads or processes that each open a
+    writer with the same arguments; two that write the same shard are settled by the journal
+    (the first counts, the second must have the same rows). Leaving without `commit` keeps the
+    finished shards, and the next writer of this key goes on from there.
+
+    Attributes:
+        key: the content key.
+        committed: the table was complete when this writer opened: there is nothing to do but
+            `commit`, which points the name to it.
+    """
+
+    def __init__(
+        self,
+        store: "Store",
+        *,
+        name: str,
+        kind: Kind,
+        step: str,
+        version: int,
+        options: Mapping[str, Any],
+        inputs: Sequence[str],
+        models: Mapping[str, str],
+        seed: int,
+        schema: pa.Schema,
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.step = step
+        self.version = version
+        self.options = dict(options)
+        self.inputs = list(inputs)
+        self.models = dict(models)
+        self.seed = seed
+        self.schema = schema
+        self.key = store.key(
+            step=step, version=version, options=options, inputs=inputs, models=models, seed=seed
+        )
+        self.committed = False
+        self._store = store
+        self._backend = store.backend
+        self._shards: int | None = None
+        self._own: dict[int, Entry] = {}
+        self._checked: set[int] = set()
+        self._attachments: dict[str, Attachment] = {}
+        self._locks: list[FileLock] = []
+        self._scratch: Path | None = None
+        self._started = self._beat = 0.0
+
+    # -- opening and closing -------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        with disk_errors(f"table {self.name!r}"):
+            self._register()
+        return self
+
+    def _register(self) -> None:
+        """Become visible to garbage collection, then see what is there."""
+        with held(self._backend.lock(layout.GC_LOCK)):
+            try:
+                self._take_locks()
+                for parent in self.inputs:
+                    if not self._store.exists(parent):
+                        raise StoreError(
+                            f"table {self.name!r}: expected every input to be a committed table "
+                            f"of {self._backend.uri}, found no table {parent}; run the step that "
+                            "makes it first (digests of source files belong into `options`)"
+                        )
+                self.committed = self._store.exists(self.key)
+                if not self.committed:
+                    self._announce()
+            except BaseException:
+                self._release()
+                raise
+
+    def _take_locks(self) -> None:
+        """Hold this table and its inputs shared while the writer lives."""
+        own = self._backend.lock(layout.lock(self.key))
+        if own is None:
+            return
+        self._locks.append(own)
+        if own.try_exclusive():  # nobody else: what lies in tmp was left by the dead
+            self._backend.remove_tree(f"{layout.work(self.key)}/tmp")
+        own.shared()
+        for parent in dict.fromkeys(self.inputs):
+            lock = self._backend.lock(layout.lock(parent))
+            if lock is not None:
+                self._locks.append(lock)
+                lock.shared()
+
+    def _announce(self) -> None:
+        intent = {"name": self.name, "step": self.step, "version": self.version,
+                  "options": self.options, "inputs": self.inputs, "models": self.models,
+                  "seed": self.seed, "prunery": __version__}  # fmt: skip
+        self._backend.replace(f"{layout.work(self.key)}/intent.json", canonical_json(intent))
+        self._beat = time.monotonic()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
+        for lock in self._locks:
+            lock.release(unlink=lock.try_exclusive())
+        self._locks.clear()
+
+    # -- shards --------------------------------------------------------------------------------
+
+    def pending(self, n_shards: int) -> list[int]:
+        """Fix the number of shards and return those that are not in the journal yet.
+
+        Shards of an earlier attempt count only if their files still have the bytes that the
+        journal says (re-hashed where files are local, their length elsewhere).
+
+        Raises:
+            InputError: `n_shards` is no count.
+            StoreError: another writer is at work on this key with another number of shards.
+        """
+        if isinstance(n_shards, bool) or not isinstance(n_shards, int) or n_shards < 0:
+            raise InputError(f"expected a number of shards of at least 0, found {n_shards!r}")
+        if self.committed:
+            return []
+        with disk_errors(f"table {self.name!r}"):
+            with held(self._backend.lock(layout.GC_LOCK)):
+                self._plan(n_shards)
+            done = self._journal()
+        self._shards = n_shards
+        return [i for i in range(n_shards) if i not in done]
+
+    def _plan(self, n_shards: int) -> None:
+        path = f"{layout.work(self.key)}/plan.json"
+        plan = canonical_json({"shards": n_shards})
+        if self._backend.create(path, plan):
+            return
+        found = self._backend.read(path)
+        if found == plan:
+            return
+        own = self._locks[0] if self._locks else None
+        if own is None or not own.try_exclusive():
+            raise StoreError(
+                f"table {self.name!r}: expected a cut into {n_shards} shards, found unfinished "
+                f"work on the same key in {json.loads(found)['shards']}; use that number, or let "
+                "the other writer finish (or `prunery gc` remove what it left)"
+            )
+        # the only writer: what was cut otherwise cannot be used
+        self._backend.remove_tree(f"{layout.work(self.key)}/journal")
+        self._backend.remove_tree(layout.table(self.key))
+        self._backend.replace(path, plan)
+        own.shared()
+
+    def shard(self, i: int) -> ShardWriter:
+        """Return the writer of shard `i`, to be used as a context manager.
+
+        Raises:
+            InputError: no shard of that number in the plan.
+            StoreError: the table is committed already.
+        """
+        if isinstance(i, bool) or not isinstance(i, int) or i < 0:
+            raise InputError(f"expected a shard number of at least 0, found {i!r}")
+        if self._shards is not None and i >= self._shards:
+            raise InputError(f"expected a shard below {self._shards} as planned, found {i}")
+        if self.committed:
+            raise StoreError(
+                f"table {self.name!r} ({self.key[:12]}) is committed and cannot change; "
+                "check `writer.committed` first, and raise the step's version where it "
+                "computes something else now"
+            )
+        if time.monotonic() - self._beat > _HEARTBEAT_SECONDS:
+            with disk_errors(f"table {self.name!r}"):
+                self._announce()
+        return ShardWriter(self, i)
+
+    def scratch(self, label: str) -> Path:
+        """Make a fresh local folder for a shard's unfinished files."""
+        if self._backend.local("") is not None:
+            return self._backend.scratch(f"{layout.work(self.key)}/tmp/{label}")
+        if self._scratch is None:
+            self._scratch = new_scratch()
+        folder = self._scratch / label
+        folder.mkdir()
+        return folder
+
+    def footer(self, shard: int) -> dict[str, str]:
+        """Key-value metadata for a part's Parquet footer."""
+        return {
+            "key": self.key,
+            "step": self.step,
+            "schema_version": str(self.version),
+            "shard": str(shard),
+            "version": __version__,
+        }
+
+    def place(self, local: Path, name: str) -> None:
+        """Move a finished part into the table's folder, where nobody sees it yet."""
+        self._backend.place(local, f"{layout.table(self.key)}/{name}")
+
+    def journal(self, entry: Entry) -> None:
+        """Record a finished shard, or find that another writer did the same."""
+        shard = entry["shard"]
+        path = layout.journal(self.key, shard)
+        first = entry
+        if not self._backend.create(path, canonical_json(entry)):
+            first = json.loads(self._backend.read(path))
+            self._settle(entry, first)
+        self._own[shard] = first
+        self._checked.add(shard)
+
+    def _settle(self, entry: Entry, first: Entry) -> None:
+        """Drop what this writer made of a shard in favour of what is in the journal."""
+        listed = {part["path"] for part in _files(first)}
+        for part in _files(entry):
+            if part["path"] not in listed:
+                self._backend.remove(f"{layout.table(self.key)}/{part['path']}")
+        ours, theirs = entry["part"], first["part"]
+        if (ours["rows"], ours["logical_digest"]) != (theirs["rows"], theirs["logical_digest"]):
+            raise self._differs(
+                f"shard {entry['shard']} with {theirs['rows']} rows and digest "
+                f"{theirs['logical_digest']}, {ours['rows']} rows and {ours['logical_digest']}"
+            )
+
+    def _differs(self, found: str) -> StoreError:
+        return StoreError(
+            f"table {self.name!r} ({self.key[:12]}): expected the same rows from the same step, "
+            f"options, inputs and seed; two writers made: {found}. The first stays. Make the "
+            "step deterministic, or put what it depends on into its options"
+        )
+
+    def _journal(self) -> dict[int, Entry]:
+        """Read the journal, leaving out and removing what no longer holds."""
+        entries: dict[int, Entry] = {}
+        for info in self._backend.walk(f"{layout.work(self.key)}/journal"):
+            if not info.path.endswith(".json") or Path(info.path).name.startswith("."):
+                continue
+            try:
+                entry: Entry = json.loads(self._backend.read(info.path))
+            except FileNotFoundError:
+                continue  # another writer committed meanwhile
+            if self._holds(entry):
+                entries[entry["shard"]] = entry
+            else:
+                self._backend.remove(info.path)
+        return dict(sorted(entries.items()))
+
+    def _holds(self, entry: Entry) -> bool:
+        """Are the files of a journal entry still what it says?"""
+        if entry["shard"] in self._checked:
+            return True
+        for part in _files(entry):
+            path = f"{layout.table(self.key)}/{part['path']}"
+            info = self._backend.stat(path)
+            if info is None or info.size != part["bytes"]:
+                return False
+            local = self._backend.local(path)
+            if local is not None and file_digest(local) != part["sha256"]:
+                return False
+        self._checked.add(entry["shard"])
+        return True
+
+    # -- attachments and commit ----------------------------------------------------------------
+
+    def attach(self, name: str, content: str | os.PathLike[str] | bytes) -> None:
+        """List a file beside the rows: bytes, or the path of a local file, which is copied.
+
+        Where the table is committed already, what it lists stays as it is.
+
+        Raises:
+            InputError: a name that cannot be a file name, or was used before.
+            StoreError: the file cannot be read or stored.
+        """
+        layout.check_name(name, "attachment name")
+        if name in self._attachments:
+            raise InputError(f"expected a new attachment name, found {name!r} a second time")
+        if self.committed:
+            return
+        with disk_errors(f"attachment {name!r}"):
+            folder = self.scratch(f"attach-{os.getpid()}-{len(self._attachments)}-{name}")
+            try:
+                self._attachments[name] = self._attach(name, content, folder / "content")
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _attach(self, name: str, content: str | os.PathLike[str] | bytes, copy: Path) -> Attachment:
+        if isinstance(content, bytes):
+            copy.write_bytes(content)
+        else:
+            shutil.copyfile(content, copy)
+        sha256, size = file_digest(copy), copy.stat().st_size
+        path = layout.attachment(name, sha256)
+        self.place(copy, path)
+        return Attachment(name=name, path=path, bytes=size, sha256=sha256)
+
+    def commit(self, *, notes: Mapping[str, Any] | None = None) -> Manifest:
+        """Write the manifest, which makes the table exist, and point the name to it.
+
+        Where another writer of this key was first, its manifest is the answer.
+
+        Raises:
+            StoreError: shards are missing, the disk is full, or the other writer has other
+                rows (then the name stays where it was).
+        """
+        with disk_errors(f"manifest of {self.name!r}"):
+            manifest = self._existing() if self.committed else self._commit(dict(notes or {}))
+            self._store.point(self.name, self.key)
+            self._clean(manifest)
+        self.committed = True
+        return manifest
+
+    def _existing(self) -> Manifest:
+        return self._store.manifest(self.key)
+
+    def _commit(self, notes: dict[str, Any]) -> Manifest:
+        if self._store.exists(self.key):
+            return self._yield_to(self._existing())
+        entries = self._complete(self._journal())
+        manifest = self._manifest(entries, notes)
+        if self._backend.create(layout.manifest(self.key), manifest.to_bytes()):
+            return manifest
+        return self._yield_to(self._existing())
+
+    def _complete(self, entries: dict[int, Entry]) -> list[Entry]:
+        shards = self._shards
+        if shards is None:
+            shards = max(entries, default=-1) + 1
+        missing = [i for i in range(shards) if i not in entries]
+        if missing:
+            raise StoreError(
+                f"table {self.name!r}: expected {shards} finished shards, found "
+                f"{len(missing)} missing: {_some(missing)}; write them, then commit"
+            )
+        surplus = [i for i in entries if i >= shards]
+        if surplus:
+            raise StoreError(
+                f"table {self.name!r}: expected {shards} shards as planned, found also "
+                f"{_some(surplus)}"
+            )
+        return list(entries.values())
+
+    def _yield_to(self, winner: Manifest) -> Manifest:
+        """Use the manifest of the writer that was first, if it has the rows we have."""
+        theirs = {part["shard"]: part for part in winner.parts}
+        same_cut = self._shards is None or self._shards == len(winner.parts)
+        for shard, entry in sorted(self._own.items()):
+            part = theirs.get(shard)
+            if same_cut and (
+                part is None or part["logical_digest"] != entry["part"]["logical_digest"]
+            ):
+                found = "no such shard" if part is None else part["logical_digest"]
+                raise self._differs(
+                    f"shard {shard} with digest {found}, {entry['part']['logical_digest']}"
+                )
+        return winner
+
+    def _manifest(self, entries: list[Entry], notes: dict[str, Any]) -> Manifest:
+        parts = [entry["part"] for entry in entries]
+        rejects = [entry["rejects"] for entry in entries if entry["rejects"]]
+        hashes = [RowHash.parse(part["rows"], part["logical_digest"]) for part in parts]
+        return Manifest(
+            name=self.name,
+            kind=self.kind,
+            step=self.step,
+            version=self.version,
+            key=self.key,
+            options=json.loads(canonical_json(self.options)),
+            parents=self.inputs,
+            models=self.models,
+            seed=self.seed,
+            schema=schemas.describe(self.schema),
+            arrow_schema=schemas.to_text(self.schema),
+            parts=parts,
+            rejects=rejects,
+            attachments=[self._attachments[name] for name in sorted(self._attachments)],
+            rows=sum(part["rows"] for part in parts),
+            logical_digest=table_digest(self.schema, hashes),
+            kept=sum(entry["kept"] for entry in entries),
+            dropped=_sum(entry["dropped"] for entry in entries),
+            rejected=sum(part["rows"] for part in rejects),
+            libraries=libraries(),
+            seconds=round(time.perf_counter() - self._started, 6),
+            shard_seconds=round(sum(entry["seconds"] for entry in entries), 6),
+            peak_memory_bytes=max((e["peak_memory_bytes"] for e in entries), default=0),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            prunery=__version__,
+            notes=json.loads(canonical_json(notes)),
+        )
+
+    def _clean(self, manifest: Manifest) -> None:
+        """Remove what the commit made superfluous; garbage collection finds what is left."""
+        listed = {item["path"] for item in manifest.files()}
+        ours = [part for entry in self._own.values() for part in _files(entry)]
+        for item in [*ours, *self._attachments.values()]:
+            if item["path"] not in listed:
+                self._backend.remove(f"{layout.table(self.key)}/{item['path']}")
+        own = self._locks[0] if self._locks else None
+        if own is None or own.try_exclusive():
+            self._backend.remove_tree(layout.work(self.key))
+            if own is not None:
+                own.shared()
+
+
+def _files(entry: Entry) -> list[Part]:
+    return [entry["part"], *([entry["rejects"]] if entry["rejects"] else [])]
+
+
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))
+
+
+def _some(numbers: Sequence[int], most: int = 10) -> str:
+    shown = ", ".join(map(str, numbers[:most]))
+    return shown + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of Python and of the libraries loaded that can change a result."""
+    found = {"python": platform.python_version()}
+    for module, distribution in _LIBRARIES.items():
+        if module in sys.modules:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found[distribution] = importlib.metadata.version(distribution)
+    return found
