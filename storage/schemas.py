@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..errors import InputError
 
@@ -167,7 +168,7 @@ def _conform_column(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
             f"the first in row {row} of this batch"
         )
     if field.name == "id" and len(column):
-        lowest = pa.compute.min(column).as_py()
+        lowest = pc.min(column).as_py()
         if lowest is not None and lowest < 0:
             raise InputError(
                 f"column 'id': expected row ids >= 0, found {lowest}; use prunery.storage.row_ids"
