@@ -5,7 +5,6 @@ Paths are relative to the root, with `/`. Files are immutable once they stand, n
 
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -212,8 +211,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def new_scratch() -> Path:
-    """Make a folder for unfinished files of a store that is elsewhere, under $TMPDIR."""
-    return Path(tempfile.mkdtemp(prefix="prunery-"))

@@ -1,4 +1,4 @@
-"""Arrow schemas: the ones tables may have, how they are written down, and their Parquet settings."""
+"""Arrow schemas: which ones tables may have, how they are written down, their Parquet settings."""
 
 import base64
 from collections.abc import Iterable, Mapping

@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,6 @@ import pyarrow as pa
 from .._version import __version__
 from ..errors import InputError, StoreError
 from . import layout, schemas
-from .backend import new_scratch
 from .ids import canonical_json, file_digest
 from .locks import FileLock, held
 from .manifest import Attachment, Kind, Manifest, Part
@@ -89,7 +89,6 @@ class TableWriter:
         self._checked: set[int] = set()
         self._attachments: dict[str, Attachment] = {}
         self._locks: list[FileLock] = []
-        self._scratch: Path | None = None
         self._started = self._beat = 0.0
 
     # -- opening and closing -------------------------------------------------------------------
@@ -150,9 +149,6 @@ class TableWriter:
         self._release()
 
     def _release(self) -> None:
-        if self._scratch is not None:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            self._scratch = None
         for lock in self._locks:
             lock.release(unlink=lock.try_exclusive())
         self._locks.clear()
@@ -224,14 +220,8 @@ class TableWriter:
         return ShardWriter(self, i)
 
     def scratch(self, label: str) -> Path:
-        """Make a fresh local folder for a shard's unfinished files."""
-        if self._backend.local("") is not None:
-            return self._backend.scratch(f"{layout.work(self.key)}/tmp/{label}")
-        if self._scratch is None:
-            self._scratch = new_scratch()
-        folder = self._scratch / label
-        folder.mkdir()
-        return folder
+        """Make a fresh local folder for unfinished files; whoever asked removes it."""
+        return self._backend.scratch(f"{layout.work(self.key)}/tmp/{label}")
 
     def footer(self, shard: int) -> dict[str, str]:
         """Key-value metadata for a part's Parquet footer."""
@@ -326,7 +316,7 @@ class TableWriter:
         if self.committed:
             return
         with disk_errors(f"attachment {name!r}"):
-            folder = self.scratch(f"attach-{os.getpid()}-{len(self._attachments)}-{name}")
+            folder = self.scratch(uuid.uuid4().hex)
             try:
                 self._attachments[name] = self._attach(name, content, folder / "content")
             finally:
