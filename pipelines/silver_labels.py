@@ -1,0 +1,312 @@
+"""Silver labels: a language model answers from numbered sentences and cites what it used.
+
+The cited sentences become the evidence labels that the context pruner is trained on (Provence,
+arXiv:2501.16214, section 3; the answer-and-cite form of prompt, the best in its ablation).
+The prompt is ours. Departures: sentences are numbered from 1 and [0] is the title alone, where
+Provence's title is simply the first sentence; a reply that both cites and says "No answer" is
+rejected as contradictory, where theirs counts as "No answer"; bracketed numbers that stand in
+the passage itself (reference marks) are shown in parentheses, so that they cannot be cited.
+
+Replies that cannot be trusted are rejected by name (`REASONS`), never guessed at. Replies are
+paid for: work is done in small shards, and a finished shard is never asked for again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from ..errors import RecipeError
+from ..storage import Manifest, Store, Table, row_id
+from .engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
+from .evaluation_rows import ContextRow, read_rows, rows_digest
+from .openai_client import ChatClient, ChatFailure, ChatReply, Endpoint, Ledger
+from .progress import Progress, Silent
+
+VERSION = 1
+
+SYSTEM = (
+    "You are given a question and a context whose sentences are numbered like [3]. Answer the"
+    " question in a sentence or two from the context alone, without outside knowledge. After each"
+    " statement put the numbers of all sentences that it rests on in square brackets, for example"
+    " [2] or [2,5]. Name every sentence that a reader needs to check the answer, and none that"
+    " they do not. If the context holds nothing that helps to answer, write exactly: No answer."
+    " Write nothing else."
+)
+
+#: Why a reply is not used. Counts stand in the manifest's `dropped`, replies in the rejects. (A
+#: row that repeats question, title and passage is not asked again; it counts as `duplicate`.)
+REASONS: Mapping[str, str] = {
+    "empty": "the reply is blank",
+    "truncated": "the reply ended at the token limit; its last citations may be missing",
+    "filtered": "the endpoint withheld the reply (finish_reason is neither stop nor length)",
+    "contradictory": "the reply cites sentences and says that there is no answer",
+    "uncited": "the reply cites no sentence",
+    "unparsable": "a bracket with digits is not a list of sentence numbers",
+    "out_of_range": "a cited number is not a sentence of the context",
+    "title_only": "only the title is cited",
+    "refused": "the endpoint refused this prompt (400, 413 or 422)",
+    "malformed": "the endpoint kept answering with something else than a chat completion",
+}
+
+_BRACKET = re.compile(r"[\[【［]([^\[\]【】［］]{0,200})[\]】］]")
+_NUMBERS = re.compile(r"\s*\d{1,6}(?:\s*[,;]\s*\d{1,6})*\s*")
+_NO_ANSWER = re.compile(r"\bno answer\b", re.IGNORECASE)
+_REFERENCE = re.compile(r"\[(\s*\d[\d\s,;]*)\]")
+
+
+def prompt(row: ContextRow) -> list[dict[str, str]]:
+    """The two messages for one row: what to do, and question with numbered sentences."""
+    lines = [f"[0] {_plain(row.title)}"] if row.title and row.title.strip() else []
+    lines += [f"[{i}] {_plain(text)}" for i, text in enumerate(row.texts, start=1)]
+    context = "\n".join(lines)
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": f"Question: {_plain(row.question)}\n\nContext:\n{context}"},
+    ]
+
+
+def _plain(text: str) -> str:
+    return _REFERENCE.sub(r"(\1)", " ".join(text.split()))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a reply says: the cited sentences (0-based, title excluded), or why it says nothing."""
+
+    cited: tuple[int, ...] = ()
+    reason: str | None = None
+
+
+def parse_reply(text: str, finish_reason: str, *, sentences: int, title: bool) -> Verdict:
+    """Read the citations of one reply.
+
+    Parameters
+    ----------
+    text, finish_reason
+        As the endpoint gave them.
+    sentences
+        How many numbered sentences the context had, the title not counted.
+    title
+        Whether [0] was shown.
+
+    Returns
+    -------
+    Verdict
+        No citation and no reason: the reply says "No answer".
+    """
+    if finish_reason == "length":
+        return Verdict(reason="truncated")
+    if finish_reason != "stop":
+        return Verdict(reason="filtered")
+    if not text.strip():
+        return Verdict(reason="empty")
+    groups = [group for group in _BRACKET.findall(text) if any(c.isdigit() for c in group)]
+    if _NO_ANSWER.search(text):
+        return Verdict(reason="contradictory" if groups else None)
+    if not groups:
+        return Verdict(reason="uncited")
+    if not all(_NUMBERS.fullmatch(group) for group in groups):
+        return Verdict(reason="unparsable")
+    numbers = {int(number) for group in groups for number in re.findall(r"\d+", group)}
+    if max(numbers) > sentences or (0 in numbers and not title):
+        return Verdict(reason="out_of_range")
+    cited = tuple(sorted(number - 1 for number in numbers if number))
+    return Verdict(cited) if cited else Verdict(reason="title_only")
+
+
+class SilverOptions(StepOptions):
+    """Options of `label_silver`. `rows` are files in the format of `evaluation_rows`; labels that
+    they hold are not looked at. `shard_rows` is the most that a crash can make you pay twice."""
+
+    paths: ClassVar[tuple[str, ...]] = ("rows",)
+
+    rows: list[str] = Field(min_length=1)
+    endpoint: Endpoint
+    shard_rows: int = Field(32, ge=1)
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("passage", pa.string(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("sentences", pa.list_(pa.list_(pa.int64())), nullable=False),
+        pa.field("labels", pa.list_(pa.int8()), nullable=False),
+        pa.field("answers", pa.list_(pa.string()), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("prompt_tokens", pa.int64()),
+        pa.field("completion_tokens", pa.int64()),
+        pa.field("requests", pa.int64(), nullable=False),
+    ]
+)
+
+
+def label_rows(
+    rows: Sequence[ContextRow], answers: Sequence[ChatReply | ChatFailure]
+) -> tuple[pa.Table, list[tuple[dict[str, Any], str]]]:
+    """Labelled rows of `SCHEMA`, and the rejected rows, each with the name of its reason."""
+    good: list[dict[str, Any]] = []
+    bad: list[tuple[dict[str, Any], str]] = []
+    for row, answer in zip(rows, answers, strict=True):
+        record = _record(row, answer)
+        if isinstance(answer, ChatFailure):
+            bad.append((record, answer.reason))
+            continue
+        verdict = parse_reply(
+            answer.text,
+            answer.finish_reason,
+            sentences=len(row.sentences),
+            title=bool(row.title and row.title.strip()),
+        )
+        if verdict.reason is not None:
+            bad.append((record | {"finish_reason": answer.finish_reason}, verdict.reason))
+            continue
+        cited = set(verdict.cited)
+        labels = [int(i in cited) for i in range(len(row.sentences))]
+        good.append(record | {"labels": labels})
+    return pa.Table.from_pylist(good, schema=SCHEMA), bad
+
+
+def _record(row: ContextRow, answer: ChatReply | ChatFailure) -> dict[str, Any]:
+    failed = isinstance(answer, ChatFailure)
+    return {
+        "id": silver_id(row),
+        "question": row.question,
+        "passage": row.passage,
+        "title": row.title,
+        "sentences": [list(borders) for borders in row.sentences],
+        "answers": list(row.answers),
+        "group": row.group,
+        "response": answer.detail if failed else answer.text,
+        "prompt_tokens": None if failed else answer.prompt_tokens,
+        "completion_tokens": None if failed else answer.completion_tokens,
+        "requests": answer.requests,
+    }
+
+
+def silver_id(row: ContextRow) -> int:
+    """Id of a labelled row: the hash of question, title and passage."""
+    return row_id(row.question, row.title or "", row.passage)
+
+
+@lru_cache(maxsize=2)
+def _rows_of(paths: tuple[str, ...]) -> list[ContextRow]:
+    return read_rows(Path(path) for path in paths)
+
+
+@lru_cache(maxsize=2)
+def _client(endpoint: Endpoint) -> ChatClient:
+    return ChatClient(endpoint)  # one ledger a process, so that `max_cost` spans the shards
+
+
+def _plan(options: SilverOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
+    rows = _rows_of(tuple(options.rows))
+    _client.cache_clear()
+    endpoint = options.endpoint
+    return Plan(
+        schema=SCHEMA,
+        shards=-(-len(rows) // options.shard_rows),
+        identity={
+            "rows": rows_digest(rows),
+            "shard_rows": options.shard_rows,
+            "system": SYSTEM,
+            "endpoint": endpoint.model_dump(
+                include={"base_url", "model", "temperature", "max_tokens", "seed"}
+            ),
+        },
+        payload=len(rows),
+        notes={"reasons": dict(REASONS)},
+    )
+
+
+def _shard(job: Job, shard: int, out: Rows) -> None:
+    options = job.options
+    if not isinstance(options, SilverOptions):
+        raise RecipeError(f"`label_silver` needs SilverOptions; found {type(options).__name__}.")
+    rows = _rows_of(tuple(options.rows))
+    first = shard * options.shard_rows
+    chosen = range(first, min(first + options.shard_rows, len(rows)))
+    fresh = [rows[i] for i in chosen if _first_places(tuple(options.rows))[silver_id(rows[i])] == i]
+    answers = _client(options.endpoint).ask_all([prompt(row) for row in fresh])
+    table, bad = label_rows(fresh, answers)
+    out.write(table)
+    for record, reason in bad:
+        out.reject(record, REASONS[reason], where=reason)
+    dropped = Counter(reason for _, reason in bad)
+    dropped["duplicate"] = len(chosen) - len(fresh)
+    out.count(table.num_rows, +dropped)
+
+
+@lru_cache(maxsize=2)
+def _first_places(paths: tuple[str, ...]) -> dict[int, int]:
+    places: dict[int, int] = {}
+    for i, row in enumerate(_rows_of(paths)):
+        places.setdefault(silver_id(row), i)
+    return places
+
+
+SILVER = StepSpec(
+    name="label_silver",
+    version=VERSION,
+    options=SilverOptions,
+    inputs={},
+    plan=_plan,
+    shard=_shard,
+    about="Ask a language model to answer with cited sentences; its citations become labels.",
+)
+
+
+def label_silver(
+    options: SilverOptions,
+    store: Store,
+    *,
+    name: str = "silver",
+    bad_rows: float = 0.5,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Label rows and commit them as a table that training reads; run again to resume.
+
+    Parameters
+    ----------
+    options
+        Rows, endpoint and shard size.
+    store
+        Where the table goes; rejected rows stand in its rejects with reply and reason.
+    bad_rows
+        Share of rows that may be rejected. Models fail to cite in about a tenth of replies, so
+        unlike other steps this one starts with room for it.
+
+    Raises
+    ------
+    InputError
+        A row is not readable, the endpoint refuses key or model, or too many replies are bad.
+    ModelError, BudgetError
+        The endpoint stays away, or `max_cost` is spent; finished shards are kept.
+    """
+    context = StepContext(store=store, name=name, bad_rows=bad_rows, progress=progress or Silent())
+    return SILVER(options, {}, context)
+
+
+def silver_costs(table: Table) -> Ledger:
+    """What a finished table cost in all its runs: kept and rejected replies together."""
+    ledger = Ledger()
+    rejected = [json.loads(text) for text in table.rejects().column("row").to_pylist()]
+    columns = ["prompt_tokens", "completion_tokens", "requests"]
+    for record in [*table.to_table(columns=columns).to_pylist(), *rejected]:
+        ledger.requests += record["requests"]
+        ledger.retries += record["requests"] - 1
+        tokens = record["prompt_tokens"], record["completion_tokens"]
+        ledger.add(ChatReply("", "", *tokens, record["requests"]))
+    return ledger
