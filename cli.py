@@ -176,10 +176,18 @@ def prune(
 
 
 @app.command()
-def methods(as_json: JsonOption = False) -> None:
+def methods(
+    as_json: JsonOption = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the README's table.")
+    ] = False,
+) -> None:
     """List every method: what it prunes, what it needs, how its budget is given."""
-    from .pruners.catalogue import METHODS, describe
+    from .pruners.catalogue import METHODS, describe, markdown_table
 
+    if as_markdown:
+        typer.echo(markdown_table())
+        return
     rows = [describe(name) for name in METHODS]
     if as_json:
         _print_json(rows)

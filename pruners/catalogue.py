@@ -29,3 +29,14 @@ def describe(name: str) -> dict[str, Any]:
         "optional": sorted(method.optional),
         "about": " ".join((method.__doc__ or "").strip().partition("\n\n")[0].split()),
     }
+
+
+def markdown_table() -> str:
+    """The README's table of methods; `prunery methods --markdown` prints it."""
+    lines = ["| method | prunes | budget | signals | what it does |", "|---|---|---|---|---|"]
+    for name in METHODS:
+        row = describe(name)
+        signals = ", ".join(f"`{need}`" for need in row["needs"]) or "none"
+        budget = f"`{row['budget']}` ({row['kind'].replace('_', ' ')}), {row['default']}"
+        lines.append(f"| `{name}` | {row['unit']} | {budget} | {signals} | {row['about']} |")
+    return "\n".join(lines)
