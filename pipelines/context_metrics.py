@@ -205,28 +205,23 @@ class Sweep:
         removed, value = self._points(np.ones((1, self._questions), np.int64))
         return Curve(self._levels, removed[0], value[0])
 
-    def at_removed(self, target: float, weights: Ints | None = None) -> Floats:
-        """Share of questions kept when exactly `target` of the characters are removed.
+    def at_removed(self, targets: Sequence[float], weights: Ints | None = None) -> Floats:
+        """Share of questions kept when exactly a target share of the characters is removed.
 
-        Linear between the two nearest achievable levels (tied sentences are one level).
-        With `weights` (B, Q), one value a resample, shape (B,); else shape (1,).
+        Linear between the two nearest achievable levels (tied sentences are one level). Shape
+        (B, targets): one row a resample of `weights` (B, Q), or one row without them.
         """
         found = []
         for part in self._parts(weights):
             removed, value = self._points(part)
-            upper = np.minimum((removed > target).sum(axis=1), removed.shape[1] - 1)
-            lower = np.maximum(upper - 1, 0)
-            take = np.arange(len(part))
-            high, low = removed[take, lower], removed[take, upper]
-            gap = np.where(high > low, high - low, 1.0)
-            share = np.clip((high - target) / gap, 0.0, 1.0)
-            a, b = value[take, lower], value[take, upper]
-            found.append(a + (b - a) * share)
+            found.append(np.stack([_between(removed, value, t) for t in targets], axis=1))
         return np.concatenate(found)
 
-    def at_level(self, level: float, weights: Ints | None = None) -> tuple[Floats, Floats]:
-        """(removed, value) when sentences scoring at least `level` are kept; shapes (B,)."""
-        index = int(np.searchsorted(-self._levels, -level, side="right")) - 1
+    def at_levels(
+        self, levels: Sequence[float], weights: Ints | None = None
+    ) -> tuple[Floats, Floats]:
+        """(removed, value) when sentences scoring at least a level are kept; (B, levels) each."""
+        index = np.searchsorted(-self._levels, -np.asarray(levels, np.float64), side="right") - 1
         removed, value = [], []
         for part in self._parts(weights):
             a, b = self._points(part)
@@ -254,6 +249,18 @@ class Sweep:
         )
         whole = np.where(drawn[:, -1:] > 0, drawn[:, -1:], np.nan)
         return removed, drawn[:, self._kept_at] / whole
+
+
+def _between(removed: Floats, value: Floats, target: float) -> Floats:
+    upper = np.minimum((removed > target).sum(axis=1), removed.shape[1] - 1)
+    lower = np.maximum(upper - 1, 0)
+    rows = np.arange(len(removed))
+    high, low = removed[rows, lower], removed[rows, upper]
+    gap = np.where(high > low, high - low, 1.0)
+    share = np.clip((high - target) / gap, 0.0, 1.0)
+    a, b = value[rows, lower], value[rows, upper]
+    between: Floats = a + (b - a) * share
+    return between
 
 
 @dataclass(frozen=True, slots=True)

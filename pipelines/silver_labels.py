@@ -180,7 +180,7 @@ def label_rows(
 
 
 def _record(row: ContextRow, answer: ChatReply | ChatFailure) -> dict[str, Any]:
-    failed = isinstance(answer, ChatFailure)
+    reply = answer if isinstance(answer, ChatReply) else None
     return {
         "id": silver_id(row),
         "question": row.question,
@@ -189,9 +189,9 @@ def _record(row: ContextRow, answer: ChatReply | ChatFailure) -> dict[str, Any]:
         "sentences": [list(borders) for borders in row.sentences],
         "answers": list(row.answers),
         "group": row.group,
-        "response": answer.detail if failed else answer.text,
-        "prompt_tokens": None if failed else answer.prompt_tokens,
-        "completion_tokens": None if failed else answer.completion_tokens,
+        "response": answer.text if isinstance(answer, ChatReply) else answer.detail,
+        "prompt_tokens": reply.prompt_tokens if reply else None,
+        "completion_tokens": reply.completion_tokens if reply else None,
         "requests": answer.requests,
     }
 

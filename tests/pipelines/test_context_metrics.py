@@ -71,21 +71,21 @@ def test_curve_by_hand():
 )
 def test_value_at_an_exact_share_removed(target, value):
     sweep = Sweep(TWO, SCORE, evidence_level(TWO, SCORE))
-    assert sweep.at_removed(target) == pytest.approx([value])
+    assert sweep.at_removed([target])[0] == pytest.approx([value])
 
 
 def test_at_level_keeps_what_reaches_the_level():
     sweep = Sweep(TWO, SCORE, evidence_level(TWO, SCORE))
     for level, removed, value in [(0.5, 0.2, 1.0), (0.50001, 0.5, 0.5), (2.0, 1.0, 0.0)]:
-        got = sweep.at_level(level)
-        assert (got[0][0], got[1][0]) == pytest.approx((removed, value))
+        got = sweep.at_levels([level])
+        assert (got[0][0, 0], got[1][0, 0]) == pytest.approx((removed, value))
     assert sweep.level_at(0.25) == 0.5
 
 
 def test_ties_are_one_level_and_a_constant_score_is_a_straight_line():
     sweep = Sweep(TWO, np.zeros(5), evidence_level(TWO, np.zeros(5)))
     assert sweep.curve().removed.tolist() == [1.0, 0.0]
-    assert sweep.at_removed(0.59) == pytest.approx([0.41])
+    assert sweep.at_removed([0.59])[0] == pytest.approx([0.41])
 
 
 def test_best_k_is_the_sweep_over_minus_the_rank():
@@ -93,10 +93,9 @@ def test_best_k_is_the_sweep_over_minus_the_rank():
     assert rank.tolist() == [2, 0, 1, 1, 0]
     assert rank_in_passage(TWO, np.zeros(5)).tolist() == [0, 1, 2, 0, 1]  # ties: the earlier
     sweep = Sweep(TWO, -rank, evidence_level(TWO, -rank))
-    removed, value = sweep.at_level(-0.0)  # best one
-    assert (removed[0], value[0]) == pytest.approx((0.5, 0.5))
-    removed, value = sweep.at_level(-1.0)  # best two
-    assert (removed[0], value[0]) == pytest.approx((0.1, 1.0))
+    removed, value = sweep.at_levels([-0.0, -1.0])  # best one, best two
+    assert removed[0] == pytest.approx([0.5, 0.1])
+    assert value[0] == pytest.approx([0.5, 1.0])
 
 
 def test_questions_without_evidence_count_for_characters_only():
@@ -112,7 +111,7 @@ def test_questions_without_evidence_count_for_characters_only():
 def test_an_answer_that_never_occurs_is_unknown_not_lost():
     data = labelled([2], [0], [5, 5], [0, 0])
     assert np.isnan(answer_level(data, [1.0, 2.0])).all()
-    assert np.isnan(Sweep(data, [1.0, 2.0], answer_level(data, [1.0, 2.0])).at_removed(0.5)).all()
+    assert np.isnan(Sweep(data, [1.0, 2.0], answer_level(data, [1.0, 2.0])).at_removed([0.5])).all()
 
 
 def test_an_answer_in_two_places_survives_in_the_better_one():
@@ -169,12 +168,12 @@ def test_sweep_equals_the_loop_it_replaces(problem, threshold, seed):
     weights = bootstrap_weights(data.questions, 3, seed)
     for kind, level in (("evidence", evidence_level), ("answer", answer_level)):
         sweep = Sweep(data, score, level(data, score))
-        removed, value = sweep.at_level(threshold, weights)
+        removed, value = sweep.at_levels([threshold], weights)
         for b in range(3):
             want_removed, want = brute(data, score, threshold, weights[b], kind)
             if want_removed is not None:
-                assert removed[b] == pytest.approx(want_removed)
-            assert (want is None and np.isnan(value[b])) or value[b] == pytest.approx(want)
+                assert removed[b, 0] == pytest.approx(want_removed)
+            assert (want is None and np.isnan(value[b, 0])) or value[b, 0] == pytest.approx(want)
 
 
 @settings(max_examples=40, deadline=None)
@@ -185,7 +184,7 @@ def test_value_at_removed_lies_between_its_neighbours(problem, target):
     if not sweep.counted:
         return
     curve = sweep.curve()
-    got = sweep.at_removed(target)[0]
+    got = sweep.at_removed([target])[0, 0]
     assert np.interp(target, curve.removed[::-1], curve.value[::-1]) == pytest.approx(got)
 
 
@@ -197,19 +196,19 @@ def test_bootstrap_is_seeded_paired_and_resamples_questions():
     assert bootstrap_weights(0, 3, 0).shape == (3, 0)
     # A sweep over repeated questions equals the sweep with weights.
     sweep = Sweep(TWO, SCORE, evidence_level(TWO, SCORE))
-    assert sweep.at_removed(0.2, np.array([[1, 1]])) == pytest.approx([1.0])
+    assert sweep.at_removed([0.2], np.array([[1, 1]]))[0] == pytest.approx([1.0])
     # Question A twice, B never: 40 characters doubled; keeping 0.9 removes half of them.
-    removed, value = sweep.at_level(0.9, np.array([[2, 0]]))
-    assert (removed[0], value[0]) == pytest.approx((0.5, 1.0))
+    removed, value = sweep.at_levels([0.9], np.array([[2, 0]]))
+    assert (removed[0, 0], value[0, 0]) == pytest.approx((0.5, 1.0))
 
 
 def test_many_resamples_are_chunked_without_a_seam():
     weights = bootstrap_weights(2, 150, 0)
     sweep = Sweep(TWO, SCORE, evidence_level(TWO, SCORE))
-    whole = sweep.at_removed(0.4, weights)
-    assert whole.shape == (150,)
-    single = [sweep.at_removed(0.4, weights[i : i + 1])[0] for i in range(150)]
-    assert whole == pytest.approx(single)
+    whole = sweep.at_removed([0.4, 0.7], weights)
+    assert whole.shape == (150, 2)
+    single = [sweep.at_removed([0.4, 0.7], weights[i : i + 1])[0] for i in range(150)]
+    assert whole == pytest.approx(np.array(single))
 
 
 def test_interval_covers_the_mean_of_a_coin():
