@@ -98,7 +98,7 @@ def row_hashes(batch: pa.RecordBatch) -> U64:
     """Return (2, N) uint64, the hash of each row in two lanes."""
     state = np.repeat(_SEEDS[:, None], batch.num_rows, axis=1)
     for column in batch.columns:
-        state = _mix(state ^ value_hashes(column))
+        state = mix64(state ^ value_hashes(column))
     return state
 
 
@@ -193,10 +193,10 @@ def _canonical_floats(raw: NDArray[Any]) -> NDArray[Any]:
 
 
 def _number_hashes(bits: U64) -> U64:
-    return _mix(bits[None, :] + _SALTS[:, None])
+    return mix64(bits[None, :] + _SALTS[:, None])
 
 
-def _mix(x: U64) -> U64:
+def mix64(x: U64) -> U64:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014), a bijection of 64 bits."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
@@ -248,7 +248,7 @@ def _list_hashes(column: pa.Array) -> U64:
     offsets = np.asarray(column.offsets).astype(np.int64)  # the array's own offset is applied
     if pa.types.is_map(column.type):
         keys, items = value_hashes(column.keys), value_hashes(column.items)
-        return _element_hashes(_mix(_mix(_SEEDS[:, None] ^ keys) ^ items), offsets)
+        return _element_hashes(mix64(mix64(_SEEDS[:, None] ^ keys) ^ items), offsets)
     first, last = int(offsets[0]), int(offsets[-1])
     return _sequence_hashes(column.values.slice(first, last - first), offsets - first)
 
@@ -301,7 +301,7 @@ def _struct_hashes(column: pa.Array) -> U64:
         child = column.field(i)
         if len(child) != len(column):
             child = child.slice(column.offset, len(column))
-        state = _mix(state ^ value_hashes(child))
+        state = mix64(state ^ value_hashes(child))
     return state
 
 

@@ -2,9 +2,7 @@
 
 import errno
 import json
-import resource
 import shutil
-import sys
 import time
 import uuid
 from collections import Counter
@@ -17,6 +15,7 @@ import pyarrow as pa
 
 from ..errors import InputError, StoreError
 from . import layout, schemas
+from .environment import peak_memory_bytes
 from .manifest import Part
 from .parquet import PartWriter
 
@@ -179,12 +178,6 @@ def _natural(value: int, what: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
         raise InputError(f"expected a count of at least 0 for {what}, found {value!r}")
     return int(value)
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident size that this process has had in its life, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 _FULL = {

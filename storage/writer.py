@@ -1,13 +1,9 @@
 """Writing a table: shards into a journal, then the manifest, last."""
 
-import contextlib
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import sys
 import time
 import uuid
 from collections import Counter
@@ -21,6 +17,7 @@ import pyarrow as pa
 from .._version import __version__
 from ..errors import InputError, StoreError
 from . import layout, schemas
+from .environment import libraries
 from .ids import canonical_json, file_digest
 from .locks import FileLock, held
 from .manifest import Attachment, Kind, Manifest, Part
@@ -32,13 +29,6 @@ if TYPE_CHECKING:
 
 # A writer on an object store, where no lock shows that it lives, says so this often.
 _HEARTBEAT_SECONDS = 600
-
-_LIBRARIES = {
-    "numpy": "numpy", "pyarrow": "pyarrow", "faiss": "faiss-cpu", "torch": "torch",
-    "transformers": "transformers", "tokenizers": "tokenizers",
-    "sentence_transformers": "sentence-transformers", "sklearn": "scikit-learn",
-    "onnxruntime": "onnxruntime", "peft": "peft", "safetensors": "safetensors",
-}  # fmt: skip
 
 
 class TableWriter:
@@ -301,10 +291,13 @@ class TableWriter:
 
     # -- attachments and commit ----------------------------------------------------------------
 
-    def attach(self, name: str, content: str | os.PathLike[str] | bytes) -> None:
+    def attach(
+        self, name: str, content: str | os.PathLike[str] | bytes, *, move: bool = False
+    ) -> None:
         """List a file beside the rows: bytes, or the path of a local file, which is copied.
 
-        Where the table is committed already, what it lists stays as it is.
+        With `move` the file itself goes, which spares a copy of a large index. Where the table
+        is committed already, what it lists stays as it is.
 
         Raises:
             InputError: a name that cannot be a file name, or was used before.
@@ -318,13 +311,17 @@ class TableWriter:
         with disk_errors(f"attachment {name!r}"):
             folder = self.scratch(uuid.uuid4().hex)
             try:
-                self._attachments[name] = self._attach(name, content, folder / "content")
+                self._attachments[name] = self._attach(name, content, folder / "content", move)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _attach(self, name: str, content: str | os.PathLike[str] | bytes, copy: Path) -> Attachment:
+    def _attach(
+        self, name: str, content: str | os.PathLike[str] | bytes, copy: Path, move: bool
+    ) -> Attachment:
         if isinstance(content, bytes):
             copy.write_bytes(content)
+        elif move:
+            shutil.move(content, copy)
         else:
             shutil.copyfile(content, copy)
         sha256, size = file_digest(copy), copy.stat().st_size
@@ -454,13 +451,3 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def _some(numbers: Sequence[int], most: int = 10) -> str:
     shown = ", ".join(map(str, numbers[:most]))
     return shown + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
-
-
-def libraries() -> dict[str, str]:
-    """Return the versions of Python and of the libraries loaded that can change a result."""
-    found = {"python": platform.python_version()}
-    for module, distribution in _LIBRARIES.items():
-        if module in sys.modules:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                found[distribution] = importlib.metadata.version(distribution)
-    return found
