@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+from .context.cosine import Cosine
+from .context.dslr import Dslr
+from .context.first_k import FirstK
+from .context.lexrank import LexRank
+from .context.provence import Provence
+from .context.random_sentences import RandomSentences
 from .contract import Pruner
 from .sample.near_duplicate import NearDuplicate
 from .sample.random import Random
 
 METHODS: dict[str, type[Pruner]] = {
+    # context
+    "provence": Provence,
+    "cosine": Cosine,
+    "dslr": Dslr,
+    "lexrank": LexRank,
+    "first_k": FirstK,
+    "random_sentences": RandomSentences,
     # sample
     "random": Random,
     "near_duplicate": NearDuplicate,

@@ -67,6 +67,19 @@ SIGNALS: dict[str, SignalSpec] = {
         high=1,
         doc="Provence: mean over the sentence's tokens of the probability to keep the token.",
     ),
+    "token_offset": SignalSpec(
+        "int64", "tokens", "none", shape="N+1", low=0, doc="Borders of each row's tokens."
+    ),
+    "token_keep_probability": SignalSpec(
+        "float32",
+        "probability",
+        "higher is kept",
+        shape="nnz",
+        low=0,
+        high=1,
+        ragged_by="token_offset",
+        doc="Provence: probability to keep each token; the vote at any threshold comes from it.",
+    ),
     "keep_vote": SignalSpec(
         "float32",
         "share of tokens",

@@ -1,0 +1,391 @@
+"""Signals of context pruning: one run of a Provence network over pairs of question and passage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...errors import InputError, ModelError
+from ..context.packing import Frame, Packed, Pair, Span, TokenSource, pack
+from ..contract import Array, FloatArray, IntArray, Signals
+
+LOGIT_WITHOUT_TEXT = np.float32(-100.0)
+"""Ranking score of a passage without a single token: no model ran, and it ranks last."""
+
+BATCH_TOKENS = 8192
+"""Tokens of one forward pass, padding included; a block longer than it goes alone."""
+
+
+class Forward(Protocol):
+    """A network behind arrays: (B, T) int64 ids, mask and token types in, float32 logits out."""
+
+    def __call__(self, ids: Array, mask: Array, types: Array) -> tuple[FloatArray, FloatArray]:
+        """Ranking logits (B,) and keep logits (B, T), both float32; padding may hold anything."""
+
+
+class TorchForward:
+    """A loaded Provence network as a `Forward`; runs on the device its weights are on."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model.eval()
+        self._device = next(model.parameters()).device
+
+    def __call__(self, ids: Array, mask: Array, types: Array) -> tuple[FloatArray, FloatArray]:
+        """Run one batch; bf16 and float16 networks give float32 logits as well."""
+        import torch
+
+        device = self._device
+        with torch.inference_mode():
+            out = self._model(
+                torch.from_numpy(ids).to(device),
+                torch.from_numpy(mask).to(device),
+                torch.from_numpy(types).to(device),
+            )
+            rank = out.rank_logit.float().cpu().numpy()
+            keep = out.keep_logit.float().cpu().numpy()
+        return rank, keep
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSignals:
+    """What the network said about P pairs with S sentences and T tokens in all.
+
+    Rows are sentences, in the order of the pairs and of the text. `keep_probability` of a
+    sentence is the mean over its tokens, over all its pieces where it was cut, each token
+    counting once; 0 for a sentence without a token. The tokens' own probabilities are kept
+    beside it (`token_*`, ragged): the vote's score depends on the threshold, so that another
+    threshold needs them, and no model.
+
+    Attributes
+    ----------
+    question
+        (P,) int64, number of the question of each pair.
+    relevance_logit
+        (P,) float32, maximum over the pair's blocks; `LOGIT_WITHOUT_TEXT` where it has none.
+    blocks
+        (P,) int64, forward rows spent on the pair.
+    title_keep_probability
+        (P,) float32, mean over the title's tokens in the first block; 0 without a title.
+    packed
+        Borders, lengths and ids.
+    keep_probability
+        (S,) float32 in [0, 1], higher is kept.
+    token_keep_probability
+        (T,) float32 in [0, 1]; the borders are `packed.token_offset`.
+    """
+
+    question: IntArray
+    relevance_logit: FloatArray
+    blocks: IntArray
+    title_keep_probability: FloatArray
+    packed: Packed
+    keep_probability: FloatArray
+    token_keep_probability: FloatArray
+
+    @property
+    def passage(self) -> IntArray:
+        """(S,) int64, number of the pair that each sentence stands in."""
+        counts = np.diff(self.packed.sentence_offset)
+        return np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+
+    @property
+    def position(self) -> IntArray:
+        """(S,) int64, place of each sentence in its passage, from 0."""
+        starts = self.packed.sentence_offset
+        return np.arange(starts[-1], dtype=np.int64) - starts[self.passage]
+
+    @property
+    def tokens(self) -> IntArray:
+        """(S,) int64, tokens of each sentence."""
+        return np.diff(self.packed.token_offset)
+
+    def signals(
+        self,
+        ids: Array | None = None,
+        *,
+        passage_ids: Array | None = None,
+        question_ids: Array | None = None,
+        token_probabilities: bool = True,
+    ) -> Signals:
+        """The sentence rows under the contract's names.
+
+        `ids` (S,), `passage_ids` (P,) and `question_ids` (P,) default to running numbers.
+        """
+        passage = self.passage
+        of_pair = np.arange(len(self.question)) if passage_ids is None else passage_ids
+        asked = self.question if question_ids is None else question_ids
+        arrays = {
+            "id": np.arange(len(passage)) if ids is None else ids,
+            "passage": np.asarray(of_pair, np.int64)[passage],
+            "question": np.asarray(asked, np.int64)[passage],
+            "position": self.position,
+            "tokens": self.tokens,
+            "keep_probability": self.keep_probability,
+            "relevance_logit": self.relevance_logit[passage],
+        }
+        if token_probabilities:
+            arrays["token_offset"] = self.packed.token_offset
+            arrays["token_keep_probability"] = self.token_keep_probability
+        return Signals(arrays)
+
+
+def context_signals(
+    loaded: Any,
+    questions: Sequence[str],
+    passages: Sequence[Sequence[str]],
+    titles: Sequence[Sequence[str | None] | None] | None = None,
+    *,
+    sentences: Sequence[Sequence[Sequence[Span]]] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> ContextSignals:
+    """Run the network over each question's passages, all questions together.
+
+    Parameters
+    ----------
+    loaded
+        A `LoadedProvence` (model, tokenizer, config), or a `Scorer`, which keeps the
+        tokenizer's copy between calls.
+    questions, passages, titles
+        Q questions; for each, its passages; for each passage, its title or None.
+    sentences
+        For each passage, borders that cover it; found by `split_sentences` where absent.
+    batch_tokens
+        Tokens of one forward pass.
+
+    Returns
+    -------
+    ContextSignals
+        Pairs in the order given, question by question. Equal (question, title, passage) are
+        scored once.
+
+    Raises
+    ------
+    InputError
+        Something is no string, a question is blank, or lengths differ.
+    ModelError
+        The network gave a number that is not finite.
+    """
+    pairs, question = make_pairs(questions, passages, titles, sentences)
+    scorer = loaded if isinstance(loaded, Scorer) else Scorer.of(loaded)
+    return scorer(pairs, question, batch_tokens=batch_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A network ready to score pairs: its forward pass, tokens and frame."""
+
+    forward: Forward
+    source: TokenSource
+    frame: Frame
+
+    @classmethod
+    def of(cls, loaded: Any, forward: Forward | None = None) -> Scorer:
+        """From a `LoadedProvence`; `forward` replaces its network (another back end)."""
+        made = TorchForward(loaded.model) if forward is None else forward
+        return cls(made, TokenSource(loaded.tokenizer), Frame.of(loaded.tokenizer, loaded.config))
+
+    def __call__(
+        self, pairs: Sequence[Pair], question: IntArray, *, batch_tokens: int = BATCH_TOKENS
+    ) -> ContextSignals:
+        """Score pairs; equal ones once. `question` (P,) is passed through."""
+        first: dict[Pair, int] = {}
+        place = np.array([first.setdefault(pair, len(first)) for pair in pairs], np.int64)
+        packed = pack(list(first), self.source, self.frame)
+        made = _score(packed, self.forward, batch_tokens)
+        if len(first) == len(pairs):
+            return _gather(made, np.arange(len(pairs)), question)
+        return _gather(made, place, question)
+
+
+def make_pairs(
+    questions: Sequence[str],
+    passages: Sequence[Sequence[str]],
+    titles: Sequence[Sequence[str | None] | None] | None = None,
+    sentences: Sequence[Sequence[Sequence[Span]]] | None = None,
+) -> tuple[list[Pair], IntArray]:
+    """Checked pairs in order, and the number of each one's question, (P,) int64."""
+    _check_list("questions", questions)
+    _check_list("passages_per_question", passages)
+    _check_length("passages_per_question", passages, len(questions), "questions")
+    if titles is not None:
+        _check_length("titles", titles, len(questions), "questions")
+    if sentences is not None:
+        _check_length("sentences", sentences, len(questions), "questions")
+    pairs: list[Pair] = []
+    asked: list[int] = []
+    for q, (question, own) in enumerate(zip(questions, passages, strict=True)):
+        where = f"question {q}" if len(questions) > 1 else "the question"
+        _check_text(where, question)
+        if not question.strip():
+            raise InputError(f"{where} is blank; expected a question to prune for.")
+        _check_list(f"the passages of {where}", own)
+        named = titles[q] if titles is not None else None
+        if named is not None:
+            _check_list(f"the titles of {where}", named)
+            _check_length(f"the titles of {where}", named, len(own), "passages")
+        borders = sentences[q] if sentences is not None else None
+        if borders is not None:
+            _check_length(f"the sentences of {where}", borders, len(own), "passages")
+        for p, passage in enumerate(own):
+            _check_text(f"passage {p} of {where}", passage)
+            title = named[p] if named is not None else None
+            if title is not None:
+                _check_text(f"title {p} of {where}", title)
+            spans = tuple((int(a), int(b)) for a, b in borders[p]) if borders is not None else None
+            pairs.append(Pair(question, passage, title, spans))
+            asked.append(q)
+    return pairs, np.array(asked, np.int64)
+
+
+def _check_text(what: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{what} must be a string; found {type(value).__name__}: {value!r:.80}.")
+
+
+def _check_list(what: str, value: object) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InputError(
+            f"{what} must be a list of strings; found {type(value).__name__}."
+            " Put a single text in a list."
+        )
+
+
+def _check_length(what: str, value: Sequence[Any], expected: int, of: str) -> None:
+    if len(value) != expected:
+        raise InputError(f"{what} has {len(value)} entries for {expected} {of}; give one for each.")
+
+
+def batches(lengths: IntArray, batch_tokens: int) -> Iterator[IntArray]:
+    """Blocks to run together: longest first, rows x longest <= batch_tokens. Each block once."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, batch_tokens // int(lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    packed: Packed
+    relevance: FloatArray
+    blocks: IntArray
+    title: FloatArray
+    tokens: FloatArray
+
+
+def _score(packed: Packed, forward: Forward, batch_tokens: int) -> _Scored:
+    pairs = len(packed.question_ids)
+    relevance = np.full(pairs, -np.inf, np.float32)
+    title = np.zeros(pairs, np.float32)
+    token = np.zeros(len(packed.ids), np.float32)
+    lengths = packed.block_length
+    first_block = np.zeros(len(packed.block_pair), np.bool_)
+    first_block[np.unique(packed.block_pair, return_index=True)[1]] = True
+    for group in batches(lengths, batch_tokens):
+        ids, mask, types = batch_arrays(packed, group, int(lengths[group[0]]))
+        rank, keep = forward(ids, mask, types)
+        _check_finite(rank, keep, mask)
+        np.maximum.at(relevance, packed.block_pair[group], rank)
+        for row, block in enumerate(group):
+            pair = int(packed.block_pair[block])
+            begin, end = packed.block_start[block], packed.block_end[block]
+            body = packed.body_start(pair)
+            token[begin:end] = keep[row, body : body + end - begin]
+            if first_block[block] and len(packed.title_ids[pair]):
+                title[pair] = _sigmoid(keep[row, packed.question_end(pair) : body]).mean()
+    relevance[np.isneginf(relevance)] = LOGIT_WITHOUT_TEXT
+    blocks = np.bincount(packed.block_pair, minlength=pairs).astype(np.int64)
+    return _Scored(packed, relevance, blocks, title, _sigmoid(token))
+
+
+def batch_arrays(packed: Packed, group: IntArray, width: int) -> tuple[Array, Array, Array]:
+    """Ids, attention mask and token types (B, width) int64 of some blocks, padded right."""
+    ids = np.full((len(group), width), packed.frame.pad, np.int64)
+    types = np.zeros((len(group), width), np.int64)
+    mask = np.zeros((len(group), width), np.int64)
+    for row, block in enumerate(group):
+        mask[row, : packed.write_block(int(block), ids[row], types[row])] = 1
+    return ids, mask, types
+
+
+def _check_finite(rank: FloatArray, keep: FloatArray, mask: Array) -> None:
+    if np.isfinite(rank).all() and (np.isfinite(keep) | (mask == 0)).all():
+        return
+    raise ModelError(
+        "the network gave a score that is not finite. Load it in float32, or check the"
+        " checkpoint's weights; no score is made up in its place."
+    )
+
+
+def _sigmoid(logit: FloatArray) -> FloatArray:
+    """1 / (1 + exp(-x)), float32, without overflow."""
+    half = np.tanh(logit.astype(np.float64) * 0.5)
+    return (0.5 * (1.0 + half)).astype(np.float32)
+
+
+def segment_mean(values: FloatArray, offset: IntArray) -> FloatArray:
+    """Mean of each segment values[offset[i]:offset[i + 1]], (S,) float32; 0 for empty ones."""
+    sizes = np.diff(offset)
+    means = np.zeros(len(sizes), np.float32)
+    filled = np.flatnonzero(sizes)
+    if filled.size:
+        sums = np.add.reduceat(values.astype(np.float64), offset[filled])
+        means[filled] = np.clip(sums / sizes[filled], 0.0, 1.0)
+    return means
+
+
+def _gather(made: _Scored, place: IntArray, question: IntArray) -> ContextSignals:
+    """Results of distinct pairs laid out for the pairs as they were given."""
+    if len(place) == len(made.relevance) and (place == np.arange(len(place))).all():
+        packed, token = made.packed, made.tokens
+    else:
+        packed, token = _repeat(made.packed, made.tokens, place)
+    return ContextSignals(
+        question=question,
+        relevance_logit=made.relevance[place],
+        blocks=made.blocks[place],
+        title_keep_probability=made.title[place],
+        packed=packed,
+        keep_probability=segment_mean(token, packed.token_offset),
+        token_keep_probability=token,
+    )
+
+
+def _repeat(packed: Packed, token: FloatArray, place: IntArray) -> tuple[Packed, FloatArray]:
+    sentences = ranges(packed.sentence_offset, place)
+    tokens = ranges(packed.token_offset, sentences)
+    none = np.zeros(0, np.int64)
+    made = Packed(
+        frame=packed.frame,
+        spans=packed.spans[sentences],
+        sentence_offset=_borders(np.diff(packed.sentence_offset)[place]),
+        token_offset=_borders(np.diff(packed.token_offset)[sentences]),
+        ids=packed.ids[tokens],
+        question_ids=[packed.question_ids[i] for i in place],
+        title_ids=[packed.title_ids[i] for i in place],
+        title_tokens=packed.title_tokens[place],
+        truncated=packed.truncated[place],
+        # Blocks were run once for all copies; none belongs to a row of this view.
+        block_pair=none,
+        block_start=none,
+        block_end=none,
+    )
+    return made, token[tokens]
+
+
+def _borders(counts: IntArray) -> IntArray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def ranges(offset: IntArray, rows: IntArray) -> IntArray:
+    """Positions offset[r] .. offset[r + 1] - 1 of each row in turn, concatenated, int64."""
+    sizes = np.diff(offset)[rows]
+    total = int(sizes.sum())
+    if not total:
+        return np.zeros(0, np.int64)
+    starts = np.repeat(offset[rows] - (np.cumsum(sizes) - sizes), sizes)
+    return np.asarray(starts + np.arange(total), np.int64)
