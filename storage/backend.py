@@ -6,13 +6,11 @@ Paths are relative to the root, with `/`. Files are immutable once they stand, n
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import pyarrow as pa
+from typing import Any, BinaryIO, Protocol
 
 from ..errors import InputError, StoreError
 from .locks import FileLock
@@ -53,8 +51,11 @@ class Backend(Protocol):
     def folders(self, prefix: str) -> list[str]:
         """Give the names of the folders directly under a folder."""
 
-    def open(self, path: str) -> pa.NativeFile:
-        """Open for reading at any place. Raises FileNotFoundError."""
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of each (start, length); fewer where the file ends before."""
+
+    def open(self, path: str) -> BinaryIO:
+        """Open for reading from the start to the end. Raises FileNotFoundError."""
 
     def remove(self, path: str) -> None:
         """Delete a file if it is there."""
@@ -168,8 +169,12 @@ class LocalBackend:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def open(self, path: str) -> pa.NativeFile:
-        return pa.OSFile(os.fspath(self._at(path)), "rb")
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        with self._at(path).open("rb") as file:
+            return [_pread(file.fileno(), start, length) for start, length in ranges]
+
+    def open(self, path: str) -> BinaryIO:
+        return self._at(path).open("rb")
 
     def remove(self, path: str) -> None:
         self._at(path).unlink(missing_ok=True)
@@ -189,6 +194,14 @@ class LocalBackend:
 
     def lock(self, path: str) -> FileLock | None:
         return FileLock(self._at(path))
+
+
+def _pread(fd: int, start: int, length: int) -> bytes:
+    pieces = []
+    while length and (piece := os.pread(fd, length, start)):  # at most 2 GiB at once
+        pieces.append(piece)
+        start, length = start + len(piece), length - len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _make_folder(folder: Path) -> None:

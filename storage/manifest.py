@@ -25,6 +25,8 @@ class Part(TypedDict):
     sha256: str
     logical_digest: str  # 32 hexadecimal digits, see rowhash: parts fold to the table's digest
     shard: int
+    footer: int  # where the Parquet footer begins
+    checksums: str  # CRC-32 of the footer and of every column chunk, see parquet.Checksums
 
 
 class Attachment(TypedDict):

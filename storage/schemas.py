@@ -106,7 +106,7 @@ def check(schema: Any) -> pa.Schema:
         raise InputError(f"expected every column once in a schema, found more than once: {twice}")
     for field in schema:
         try:
-            canonical_type(field.type)
+            _check_field(field)
         except InputError as error:
             raise InputError(f"column {field.name!r}: {error}") from None
     if "id" in names and schema.field("id").type != pa.int64():
@@ -115,6 +115,19 @@ def check(schema: Any) -> pa.Schema:
             "use prunery.storage.row_ids"
         )
     return schema.remove_metadata()
+
+
+def _check_field(field: pa.Field) -> None:
+    if "." in field.name:
+        # what Parquet puts between the levels of a nested column
+        raise InputError(f"expected a name without '.', found {field.name!r}; rename it")
+    if pa.types.is_struct(field.type):
+        for child in field.type:
+            _check_field(child)
+    elif pa.types.is_nested(field.type):
+        for i in range(field.type.num_fields):
+            _check_field(field.type.field(i))
+    canonical_type(field.type)
 
 
 def describe(schema: pa.Schema) -> list[dict[str, Any]]:
@@ -199,30 +212,30 @@ class ParquetSettings:
         seldom repeat and would only be copied twice. Byte-stream-split for 32- and 64-bit
         floats: it puts the exponents side by side, where zstd finds them.
         """
-        leaves = [leaf for field in schema for leaf in _leaves(field.name, field.type)]
+        paths = [leaf for field in schema for leaf in leaves(field.name, field.type)]
         wide = any(_is_wide(field.type) for field in schema)
         return cls(
-            dictionary=[path for path, kind in leaves if pa.types.is_dictionary(kind)],
+            dictionary=[path for path, kind in paths if pa.types.is_dictionary(kind)],
             byte_stream_split=[
                 path
-                for path, kind in leaves
+                for path, kind in paths
                 if pa.types.is_float32(kind) or pa.types.is_float64(kind)
             ],
             row_group_rows=WIDE_ROW_GROUP_ROWS if wide else NARROW_ROW_GROUP_ROWS,
         )
 
 
-def _leaves(path: str, kind: pa.DataType) -> Iterable[tuple[str, pa.DataType]]:
-    """Give the Parquet path and type of every leaf column under one field."""
+def leaves(path: str, kind: pa.DataType) -> Iterable[tuple[str, pa.DataType]]:
+    """Give the Parquet path and type of every leaf column under one field, in file order."""
     t = pa.types
     if t.is_list(kind) or t.is_large_list(kind) or t.is_fixed_size_list(kind):
-        yield from _leaves(f"{path}.list.element", kind.value_type)
+        yield from leaves(f"{path}.list.element", kind.value_type)
     elif t.is_map(kind):
-        yield from _leaves(f"{path}.key_value.key", kind.key_type)
-        yield from _leaves(f"{path}.key_value.value", kind.item_type)
+        yield from leaves(f"{path}.key_value.key", kind.key_type)
+        yield from leaves(f"{path}.key_value.value", kind.item_type)
     elif t.is_struct(kind):
         for field in kind:
-            yield from _leaves(f"{path}.{field.name}", field.type)
+            yield from leaves(f"{path}.{field.name}", field.type)
     else:
         yield path, kind
 

@@ -165,8 +165,9 @@ class ShardWriter:
     def _place(self, kind: str, writer: PartWriter) -> Part:
         writer.close()
         name = layout.part(kind, self.shard, writer.sha256)
+        part = writer.part(name, self.shard)
         self._table.place(writer.path, name)
-        return writer.part(name, self.shard)
+        return part
 
 
 def _storable(text: str) -> str:

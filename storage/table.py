@@ -159,9 +159,8 @@ class Table:
         self, parts: Sequence[Part], columns: list[str] | None, batch_rows: int | None
     ) -> Iterator[pa.RecordBatch]:
         for part in parts:
-            with PartReader(self._backend, self._folder, part) as reader:
-                for batch in reader.batches(columns, batch_rows):
-                    yield batch.replace_schema_metadata(None)
+            for batch in PartReader(self._backend, self._folder, part).batches(columns, batch_rows):
+                yield batch.replace_schema_metadata(None)
 
     def _ids(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """All ids sorted, and the row of each; equal ids in row order."""
@@ -192,8 +191,8 @@ class Table:
             stop = start + part["rows"]
             inside = wanted[(wanted >= start) & (wanted < stop)] - start
             if len(inside):
-                with PartReader(self._backend, self._folder, part) as reader:
-                    pieces.extend(_take_from(reader, inside, columns))
+                reader = PartReader(self._backend, self._folder, part)
+                pieces.extend(_take_from(reader, inside, columns))
             start = stop
         schema = self._selected(columns)
         table = pa.Table.from_batches(

@@ -163,9 +163,8 @@ class _Check:
         path = f"{self._folder}/{part['path']}"
         rowhash = RowHash()
         try:
-            with PartReader(self._backend, self._folder, part) as reader:
-                for batch in reader.batches():
-                    rowhash.update(batch)
+            for batch in PartReader(self._backend, self._folder, part).batches():
+                rowhash.update(batch)
         except StoreError as error:
             yield from self.equal(path, "rows", "readable rows", str(error))
             return
