@@ -126,6 +126,22 @@ class Quality:
             "calibration": {name: _plain(value) for name, value in self.calibration.items()},
         }
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Quality:
+        """Back from `to_json`; calibration comes back as lists with NaN for null."""
+        figures = tuple(Figure(**figure) for figure in told["figures"])
+        calibration = {name: _reliability(item) for name, item in told["calibration"].items()}
+        return cls(figures, told["curves"], calibration)
+
+
+def _reliability(told: Mapping[str, Any]) -> Reliability:
+    arrays = {
+        name: np.array(told[name], dtype=np.float64) for name in ("edges", "stated", "observed")
+    }
+    return Reliability(
+        **arrays, count=np.array(told["count"], np.int64), ece=told["ece"], brier=told["brier"]
+    )
+
 
 def _plain(value: Reliability) -> dict[str, Any]:
     made: dict[str, Any] = {}

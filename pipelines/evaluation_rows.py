@@ -8,7 +8,8 @@ field         type                    meaning
 question      string                  as the user asked it
 passage       string                  the text that is pruned
 title         string or null          shown to the model before the passage; never counted
-sentences     list of [start, end]    character borders in the passage; split here if absent
+sentences     list of [start, end]    character borders that cover the passage; if absent,
+                                      split here
 labels        list of integers        one a sentence: 1 evidence, 0 not, -1 unknown
 answers       list of strings         accepted answers, any of them counts
 relevant      0 or 1                  the passage answers the question; if absent, whether
@@ -27,6 +28,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,20 @@ def read_rows(paths: Iterable[Path | str]) -> list[ContextRow]:
     if not rows:
         raise InputError("no labelled rows were found; expected at least one. Check `--rows`.")
     return rows
+
+
+def cached_rows(paths: Sequence[str]) -> list[ContextRow]:
+    """`read_rows`, read again only when a file's size or time of change is another."""
+    stamps = []
+    for path in paths:
+        state = Path(path).stat() if Path(path).is_file() else None
+        stamps.append((path, state.st_size if state else 0, state.st_mtime_ns if state else 0))
+    return _read_stamped(tuple(stamps))
+
+
+@lru_cache(maxsize=2)
+def _read_stamped(stamps: tuple[tuple[str, int, int], ...]) -> list[ContextRow]:
+    return read_rows(path for path, _, _ in stamps)
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -160,15 +176,19 @@ def _offsets(given: Any, passage: str, where: str) -> Offsets:
     for number, pair in enumerate(given):
         borders = tuple(pair) if isinstance(pair, list | tuple) else ()
         whole = len(borders) == 2 and all(type(x) is int for x in borders)
-        if not whole or not last <= borders[0] < borders[1] <= len(passage):
+        if not whole or not last == borders[0] < borders[1] <= len(passage):
             raise InputError(
-                f"{where}: `sentences`[{number}] must be [start, end] with {last} <= start < end"
-                f" <= {len(passage)}; found {pair!r}. Give character offsets, in order."
+                f"{where}: `sentences`[{number}] must be [{last}, end] with {last} < end"
+                f" <= {len(passage)}; found {pair!r}. Sentences cover the passage in order: give"
+                " the white space between two of them to the first."
             )
         found.append((borders[0], borders[1]))
         last = borders[1]
-    if not found:
-        raise InputError(f"{where}: `sentences` is empty; give borders, or leave the field out.")
+    if last != len(passage):
+        raise InputError(
+            f"{where}: `sentences` end at {last}, the passage at {len(passage)}; cover all of it,"
+            " or leave the field out."
+        )
     return tuple(found)
 
 
@@ -241,19 +261,9 @@ def _ints(values: Iterable[int]) -> Ints:
 
 
 def answer_sentences(row: ContextRow) -> list[tuple[int, int]]:
-    """(first, last) sentence of each occurrence of an answer in the passage, both inclusive.
-
-    An occurrence partly outside every sentence (in a gap between given borders) is left out: no
-    choice of sentences could keep it.
-    """
-    if not row.answers or not row.sentences:
-        return []
+    """(first, last) sentence of each occurrence of an answer in the passage, both inclusive."""
+    spans = np.array(find_answers(row.passage, row.answers), np.int64).reshape(-1, 2)
     begins = np.array([start for start, _ in row.sentences])
-    ends = np.array([end for _, end in row.sentences])
-    found = []
-    for start, end in find_answers(row.passage, row.answers):
-        first = int(np.searchsorted(begins, start, side="right")) - 1
-        last = int(np.searchsorted(begins, end - 1, side="right")) - 1
-        if first >= 0 and start < ends[first] and end <= ends[last]:
-            found.append((first, last))
-    return sorted(set(found))
+    first = np.searchsorted(begins, spans[:, 0], side="right") - 1
+    last = np.searchsorted(begins, spans[:, 1] - 1, side="right") - 1
+    return sorted(set(zip(first.tolist(), last.tolist(), strict=True)))

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -28,7 +27,7 @@ from pydantic import Field
 from ..errors import RecipeError
 from ..storage import Manifest, Store, Table, row_id
 from .engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
-from .evaluation_rows import ContextRow, read_rows, rows_digest
+from .evaluation_rows import ContextRow, cached_rows, rows_digest
 from .openai_client import ChatClient, ChatFailure, ChatReply, Endpoint, Ledger
 from .progress import Progress, Silent
 
@@ -202,17 +201,12 @@ def silver_id(row: ContextRow) -> int:
 
 
 @lru_cache(maxsize=2)
-def _rows_of(paths: tuple[str, ...]) -> list[ContextRow]:
-    return read_rows(Path(path) for path in paths)
-
-
-@lru_cache(maxsize=2)
 def _client(endpoint: Endpoint) -> ChatClient:
     return ChatClient(endpoint)  # one ledger a process, so that `max_cost` spans the shards
 
 
 def _plan(options: SilverOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
-    rows = _rows_of(tuple(options.rows))
+    rows = cached_rows(options.rows)
     _client.cache_clear()
     endpoint = options.endpoint
     return Plan(
@@ -235,10 +229,11 @@ def _shard(job: Job, shard: int, out: Rows) -> None:
     options = job.options
     if not isinstance(options, SilverOptions):
         raise RecipeError(f"`label_silver` needs SilverOptions; found {type(options).__name__}.")
-    rows = _rows_of(tuple(options.rows))
+    rows = cached_rows(options.rows)
     first = shard * options.shard_rows
     chosen = range(first, min(first + options.shard_rows, len(rows)))
-    fresh = [rows[i] for i in chosen if _first_places(tuple(options.rows))[silver_id(rows[i])] == i]
+    places = _first_places(rows)
+    fresh = [rows[i] for i in chosen if places[silver_id(rows[i])] == i]
     answers = _client(options.endpoint).ask_all([prompt(row) for row in fresh])
     table, bad = label_rows(fresh, answers)
     out.write(table)
@@ -249,10 +244,9 @@ def _shard(job: Job, shard: int, out: Rows) -> None:
     out.count(table.num_rows, +dropped)
 
 
-@lru_cache(maxsize=2)
-def _first_places(paths: tuple[str, ...]) -> dict[int, int]:
+def _first_places(rows: Sequence[ContextRow]) -> dict[int, int]:
     places: dict[int, int] = {}
-    for i, row in enumerate(_rows_of(paths)):
+    for i, row in enumerate(rows):
         places.setdefault(silver_id(row), i)
     return places
 

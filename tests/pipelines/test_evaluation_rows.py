@@ -12,6 +12,7 @@ import pytest
 from prunery.errors import InputError
 from prunery.pipelines.evaluation_rows import (
     answer_sentences,
+    cached_rows,
     flatten,
     parse_row,
     read_rows,
@@ -62,11 +63,13 @@ def test_what_is_absent_is_unknown():
         ({"question": " "}, "row 1: `question`"),
         ({"passage": None}, "row 1: `passage`"),
         ({"title": 3}, "row 1: `title`"),
-        ({"sentences": [[0, 13], [12, 30]]}, r"`sentences`\[1\].*13 <= start"),
+        ({"sentences": [[0, 13], [12, 30]]}, r"`sentences`\[1\].*\[13, end\]"),
         ({"sentences": [[0, 99]]}, r"`sentences`\[0\].*<= 47"),
         ({"sentences": [[0, 0]]}, r"`sentences`\[0\]"),
         ({"sentences": [3]}, r"`sentences`\[0\]"),
-        ({"sentences": []}, "`sentences` is empty"),
+        ({"sentences": []}, "`sentences` end at 0"),
+        ({"sentences": [[0, 13], [13, 30]], "labels": [0, 1]}, "end at 30, the passage at 47"),
+        ({"sentences": [[0, 13], [14, 47]], "labels": [0, 1]}, r"`sentences`\[1\]"),
         ({"labels": [1, 0]}, "`labels` must hold 3"),
         ({"labels": [1, 0, 2]}, "`labels` must hold 3"),
         ({"answers": "May"}, "`answers`"),
@@ -106,8 +109,18 @@ def test_bad_files_are_refused(tmp_path):
 def test_answer_occurrences_by_sentence():
     row = parse_row(GOOD | {"answers": ["Bob", "May. Nobody"]}, where="x")
     assert answer_sentences(row) == [(0, 0), (1, 1), (1, 2)]
-    gap = parse_row(GOOD | {"sentences": [[0, 13], [30, 47]], "labels": [0, 1]}, where="x")
-    assert answer_sentences(gap) == []  # "May" lies between the given borders
+    assert answer_sentences(parse_row(GOOD | {"answers": []}, where="x")) == []
+
+
+def test_rows_are_read_again_when_the_file_changes(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD))
+    first = cached_rows([str(path)])
+    assert cached_rows([str(path)]) is first
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))
+    assert len(cached_rows([str(path)])) == 2
+    with pytest.raises(InputError, match="does not exist"):
+        cached_rows([str(tmp_path / "none.jsonl")])
 
 
 def test_flatten_by_hand():

@@ -1,0 +1,318 @@
+"""Step `context_scores`: what each method thinks of each sentence of labelled rows.
+
+One model run over all rows; the figures of `evaluate_context` are made from the table alone.
+Beside the rows as given, some questions are paired with a passage of another question (`other`
+in the table): of those everything should go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from ..errors import RecipeError
+from ..pruners.rules import uniform
+from ..storage import Table, row_id, row_ids
+from . import models
+from .answers import holds_answer
+from .engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec, use_threads
+from .evaluation_rows import ContextRow, cached_rows, rows_digest
+
+Floats = npt.NDArray[np.float32]
+MethodName = Literal[
+    "provence", "cosine", "lexrank", "lexrank_threshold", "dslr", "first_k", "random"
+]
+METHOD_NAMES: tuple[MethodName, ...] = (
+    "provence",
+    "cosine",
+    "lexrank",
+    "lexrank_threshold",
+    "dslr",
+    "first_k",
+    "random",
+)
+#: Methods whose score is a probability, so that a threshold and calibration mean something.
+PROBABILITIES = frozenset({"provence"})
+#: Methods that rank passages as well; the column is `rank_` and the name.
+RANKERS: tuple[MethodName, ...] = ("provence", "cosine", "random")
+
+
+class ScoreOptions(StepOptions):
+    """Which rows are scored, by what.
+
+    Attributes
+    ----------
+    rows
+        Files of labelled rows (`evaluation_rows`).
+    model
+        A Provence network: "default", a folder, or a hub id. `dslr` uses its ranking head on
+        (question, sentence alone).
+    encoder
+        Sentence encoder of `cosine`.
+    other_pairs
+        How many questions are paired with a passage of another question as well.
+    shard_rows
+        Rows scored at once; a crash costs at most that many again.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("rows",)
+
+    rows: list[str] = Field(min_length=1)
+    model: str = "default"
+    encoder: str = "all-MiniLM-L6-v2"
+    methods: list[MethodName] = Field(default=list(METHOD_NAMES), min_length=1)
+    other_pairs: int = Field(500, ge=0)
+    shard_rows: int = Field(256, ge=1)
+
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("chars", pa.int64(), nullable=False),
+        pa.field("other", pa.bool_(), nullable=False),
+        # Null in a method that was not asked for.
+        *[pa.field(name, pa.float32()) for name in METHOD_NAMES],
+        *[pa.field(f"rank_{name}", pa.float32()) for name in RANKERS],
+    ]
+)
+
+
+def other_pairs(rows: Sequence[ContextRow], count: int, seed: int) -> list[ContextRow]:
+    """Up to `count` questions, each with a passage of another group that holds no answer of it.
+
+    Drawn by hashes of (seed, group), so that neither order nor shards matter; one pair a group.
+    Passages are taken in turn from the groups next in that order; a group for which the next
+    twenty do not serve (same passage or title, or the answer occurs) gets none.
+    """
+    first: dict[str, ContextRow] = {}
+    for row in rows:
+        first.setdefault(row.group, row)
+    groups = sorted(first)
+    order = np.argsort(uniform(seed, row_ids(groups)), kind="stable") if groups else []
+    ring = [first[groups[i]] for i in order]
+    made = []
+    for i, row in enumerate(ring[:count]):
+        for step in range(1, min(21, len(ring))):
+            passage = ring[(i + step) % len(ring)]
+            if _strange(row, passage):
+                made.append(_paired(row, passage))
+                break
+    return made
+
+
+def _strange(row: ContextRow, passage: ContextRow) -> bool:
+    same = row.passage == passage.passage or (row.title and row.title == passage.title)
+    return not same and not holds_answer(passage.passage, row.answers)
+
+
+def _paired(row: ContextRow, passage: ContextRow) -> ContextRow:
+    return replace(
+        passage,
+        question=row.question,
+        group=row.group,
+        answers=row.answers,
+        labels=(0,) * len(passage.sentences),
+        relevant=0,
+    )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one method gave for some rows.
+
+    `sentence` (N,) float32 over all sentences in order, higher = kept longer; `passage` (P,)
+    float32, higher = ranked earlier, or None where the method does not rank.
+    """
+
+    sentence: Floats
+    passage: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What methods are given: the rows, ids of their sentences, and how to get models."""
+
+    rows: Sequence[ContextRow]
+    ids: npt.NDArray[np.int64]
+    options: ScoreOptions
+    seed: int
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """(P,) int64, sentences of each row."""
+        return np.array([len(row.sentences) for row in self.rows], np.int64)
+
+    @property
+    def positions(self) -> npt.NDArray[np.int64]:
+        """(N,) int64, place of each sentence in its passage."""
+        return np.concatenate([np.arange(n) for n in self.sizes]).astype(np.int64)
+
+    @property
+    def texts(self) -> list[str]:
+        """(N,) sentences."""
+        return [text for row in self.rows for text in row.texts]
+
+
+def _provence(ground: Ground) -> Scored:
+    from ..pruners.signals.context import context_signals
+
+    signals = context_signals(
+        _network(ground.options.model),
+        [row.question for row in ground.rows],
+        [[row.passage] for row in ground.rows],
+        [[row.title] for row in ground.rows],
+        sentences=[[row.sentences] for row in ground.rows],
+    )
+    return Scored(signals.keep_probability, signals.relevance_logit)
+
+
+def _dslr(ground: Ground) -> Scored:
+    from ..pruners.signals.context import context_signals
+
+    signals = context_signals(
+        _network(ground.options.model),
+        [row.question for row in ground.rows],
+        [row.texts for row in ground.rows],
+        [[row.title] * len(row.sentences) for row in ground.rows],
+        sentences=[[((0, len(text)),) for text in row.texts] for row in ground.rows],
+    )
+    return Scored(signals.relevance_logit)
+
+
+def _cosine(ground: Ground) -> Scored:
+    encode = models.sentence_encoder(str(models.encoder(ground.options.encoder).path)).encode
+    asked = encode([row.question for row in ground.rows])
+    sentences, passages = encode(ground.texts), encode([row.passage for row in ground.rows])
+    of_row = np.repeat(np.arange(len(ground.rows)), ground.sizes)
+    return Scored(
+        np.einsum("nd,nd->n", sentences, asked[of_row]), np.einsum("nd,nd->n", passages, asked)
+    )
+
+
+def _first_k(ground: Ground) -> Scored:
+    return Scored(-ground.positions.astype(np.float32))
+
+
+def _random(ground: Ground) -> Scored:
+    rows = np.array([row_id("passage", *_identity(row)) for row in ground.rows], np.int64)
+    return Scored(
+        uniform(ground.seed, ground.ids).astype(np.float32),
+        uniform(ground.seed, rows).astype(np.float32),
+    )
+
+
+SCORERS: Mapping[MethodName, Callable[[Ground], Scored]] = {
+    "provence": _provence,
+    "cosine": _cosine,
+    "dslr": _dslr,
+    "first_k": _first_k,
+    "random": _random,
+}
+
+
+@lru_cache(maxsize=1)
+def _network(name: str) -> Any:
+    from ..pruners.signals.context import Scorer
+
+    return Scorer.of(models.provence(name))  # the tokenizer's copy is kept between shards
+
+
+def _identity(row: ContextRow) -> tuple[str, str, str, str]:
+    return row.group, row.question, row.title or "", row.passage
+
+
+def _all_rows(options: ScoreOptions, seed: int) -> tuple[Sequence[ContextRow], int]:
+    """The rows as given followed by the pairs with another question's passage; how many given."""
+    rows = cached_rows(options.rows)
+    return [*rows, *other_pairs(rows, options.other_pairs, seed)], len(rows)
+
+
+def _plan(options: ScoreOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
+    rows, given = _all_rows(options, context.seed)
+    found: dict[str, str] = {}
+    notes: dict[str, Any] = {"name": options.model, "rows": given, "other": len(rows) - given}
+    if {"provence", "dslr"} & set(options.methods):
+        loaded = models.provence(options.model)
+        found["provence"] = loaded.digest
+        notes |= {
+            "threshold": loaded.config.threshold,
+            "licence": loaded.config.licence,
+            "encoder": loaded.config.encoder,
+        }
+    if "cosine" in options.methods:
+        found["encoder"] = models.encoder(options.encoder).sha256
+    return Plan(
+        schema=SCHEMA,
+        shards=-(-len(rows) // options.shard_rows),
+        identity={
+            "rows": rows_digest(rows[:given]),
+            "methods": sorted(set(options.methods)),
+            "other_pairs": options.other_pairs,
+            "shard_rows": options.shard_rows,
+        },
+        models=found,
+        notes=notes,
+    )
+
+
+def _shard(job: Job, shard: int, out: Rows) -> None:
+    options = job.options
+    if not isinstance(options, ScoreOptions):
+        raise RecipeError(f"`context_scores` got {type(options).__name__} as its options.")
+    use_threads(job.threads)
+    rows, given = _all_rows(options, job.seed)
+    first = shard * options.shard_rows
+    out.write(score_rows(rows[first : first + options.shard_rows], first, given, options, job.seed))
+
+
+def score_rows(
+    rows: Sequence[ContextRow], first: int, given: int, options: ScoreOptions, seed: int
+) -> pa.Table:
+    """A table of `SCHEMA` for rows numbered from `first`; those from `given` on are `other`."""
+    sizes = np.array([len(row.sentences) for row in rows], np.int64)
+    number = np.repeat(np.arange(first, first + len(rows)), sizes)
+    ids = [
+        row_id(*_identity(row), i, place)
+        for i, row in enumerate(rows, start=first)
+        for place in range(len(row.sentences))
+    ]
+    ground = Ground(rows, np.array(ids, np.int64), options, seed)
+    columns: dict[str, Any] = {
+        "id": ground.ids,
+        "row": number,
+        "position": ground.positions,
+        "chars": [end - start for row in rows for start, end in row.sentences],
+        "other": number >= given,
+    }
+    for name in options.methods:
+        scored = SCORERS[name](ground)
+        columns[name] = scored.sentence
+        if scored.passage is not None:
+            columns[f"rank_{name}"] = np.repeat(scored.passage, sizes)
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else pa.nulls(len(ids), field.type)
+        for field in SCHEMA
+    ]
+    return pa.table(arrays, schema=SCHEMA)
+
+
+SCORES = StepSpec(
+    name="context_scores",
+    version=1,
+    options=ScoreOptions,
+    inputs={},
+    plan=_plan,
+    shard=_shard,
+    about="What each method of context pruning thinks of each sentence of labelled rows.",
+)
