@@ -173,6 +173,32 @@ def context_signals(
     return scorer(pairs, question, batch_tokens=batch_tokens)
 
 
+def pair_signals(
+    loaded: Any,
+    questions: Sequence[str],
+    passages: Sequence[str],
+    titles: Sequence[str | None] | None = None,
+    *,
+    sentences: Sequence[Sequence[Span]] | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> ContextSignals:
+    """`context_signals` for P aligned pairs: one question, passage and title a row."""
+    _check_list("questions", questions)
+    _check_list("passages", passages)
+    _check_length("passages", passages, len(questions), "questions")
+    for what, given in (("titles", titles), ("sentences", sentences)):
+        if given is not None:
+            _check_length(what, given, len(questions), "questions")
+    return context_signals(
+        loaded,
+        questions,
+        [[passage] for passage in passages],
+        None if titles is None else [[title] for title in titles],
+        sentences=None if sentences is None else [[spans] for spans in sentences],
+        batch_tokens=batch_tokens,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """A network ready to score pairs: its forward pass, tokens and frame."""

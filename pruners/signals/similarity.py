@@ -48,16 +48,17 @@ def question_similarity(
         return np.zeros(0, np.float32)
     distinct = list(dict.fromkeys([*questions, *texts]))
     place = {text: i for i, text in enumerate(distinct)}
-    vectors = np.asarray(encoder.encode(distinct), dtype=np.float32)
+    vectors = np.array(encoder.encode(distinct), dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(distinct) or not np.isfinite(vectors).all():
         raise ModelError(
             f"the encoder must give {len(distinct)} finite vectors; found shape {vectors.shape}."
         )
     norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = vectors / np.where(norm == 0, 1, norm)
+    vectors /= np.where(norm == 0, np.float32(1), norm)
     left = vectors[[place[questions[q]] for q in asked]]
     right = vectors[[place[text] for text in texts]]
-    return np.clip(np.einsum("nd,nd->n", left, right), -1.0, 1.0).astype(np.float32)
+    cosine: FloatArray = np.einsum("nd,nd->n", left, right)
+    return np.clip(cosine, -1.0, 1.0).astype(np.float32)
 
 
 def cross_encoder_logit(
