@@ -1,1 +1,1 @@
-"""Prefect flows, tasks and deployments over the pipeline steps (Prefect lives here alone)."""
+"""Recipes as Prefect flows: the same steps, with retries, artifacts and schedules."""

@@ -197,12 +197,11 @@ def _units(
 
 def _pack(counts: Sequence[int], limit: int, overlap: int) -> Iterator[tuple[int, int]]:
     """(first, last + 1) of the sentences of each chunk: greedy towards equal lengths."""
-    total = sum(counts)
-    if not counts:
-        return
-    target = math.ceil(total / max(1, math.ceil(total / limit)))
     first = 0
     while first < len(counts):
+        # Of what is left, so that no short tail remains.
+        left = sum(counts[first:])
+        target = math.ceil(left / max(1, math.ceil(left / limit)))
         size = 0
         last = first
         while last < len(counts) and size + counts[last] <= limit:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -80,7 +80,7 @@ class Plan:
     schema
         Of the rows, first column `id` int64.
     shards
-        How many; 0 makes an empty table.
+        How many; 0 makes an empty table, None leaves all writing to `finish`.
     identity
         What enters the key beside inputs, models and seed: options that change rows, and
         digests of files read. JSON-able. Never a path or a number of workers.
@@ -93,7 +93,7 @@ class Plan:
     """
 
     schema: pa.Schema
-    shards: int
+    shards: int | None
     identity: Mapping[str, Any]
     models: Mapping[str, str] = field(default_factory=dict)
     payload: Any = None
@@ -123,8 +123,7 @@ class StepContext:
 class Job:
     """One run of a step, in a form that another process can take up."""
 
-    store_uri: str
-    storage_options: Mapping[str, Any]
+    store: Store
     step: str
     table: str
     key: str
@@ -135,13 +134,9 @@ class Job:
     tolerant: bool
     threads: int | None
 
-    def store(self) -> Store:
-        """The store, opened once a process."""
-        return _open_store(self.store_uri, tuple(sorted(self.storage_options.items())))
-
     def input(self, role: str) -> Table:
         """The table that fills an input."""
-        return self.store().table(self.inputs[role])
+        return _open_table(self.store, self.store.uri, self.inputs[role])
 
     def has(self, role: str) -> bool:
         """Whether an optional input was given."""
@@ -241,8 +236,7 @@ def _run(
             context.progress.finish()
             return manifest
         job = Job(
-            store_uri=str(context.store.uri),
-            storage_options=dict(context.store.storage_options or {}),
+            store=context.store,
             step=spec.name,
             table=name,
             key=writer.key,
@@ -253,16 +247,17 @@ def _run(
             tolerant=context.bad_rows > 0,
             threads=context.threads,
         )
-        pending = writer.pending(plan.shards)
-        context.progress.start(name, plan.shards)
-        context.progress.advance(plan.shards - len(pending))
+        shards = plan.shards or 0
+        pending = [] if plan.shards is None else writer.pending(shards)
+        context.progress.start(name, max(shards, 1))
+        context.progress.advance(shards - len(pending))
         if context.workers > 1 and len(pending) > 1:
             _in_processes(job, pending, context)
         else:
             for shard in pending:
                 _one_shard(spec, job, shard, writer)
                 context.progress.advance()
-        _check_journal(writer, plan.shards, context.bad_rows, name)
+        _check_share(*_tally(writer), context.bad_rows, name)
         if spec.finish is not None:
             spec.finish(job, writer)
         manifest = writer.commit(notes=dict(plan.notes))
@@ -281,7 +276,7 @@ def run_shard(job: Job, shard: int) -> int:
 
 
 def _reopen(spec: StepSpec, job: Job) -> TableWriter:
-    return job.store().write(
+    return job.store.write(
         name=job.table,
         step=spec.name,
         version=spec.version,
@@ -338,6 +333,13 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def _tally(writer: TableWriter) -> tuple[int, int]:
+    """(rejected rows, rows) of all finished shards, whichever run made them."""
+    entries = list(writer._journal().values())
+    rejected = sum(entry["rejects"]["rows"] for entry in entries if entry["rejects"])
+    return rejected, sum(entry["part"]["rows"] for entry in entries)
+
+
 def _check_share(rejected: int, rows: int, allowed: float, name: str) -> None:
     total = rejected + rows
     if rejected and rejected > allowed * total:
@@ -348,11 +350,13 @@ def _check_share(rejected: int, rows: int, allowed: float, name: str) -> None:
         )
 
 
-def _check_journal(writer: TableWriter, shards: int, allowed: float, name: str) -> None:
-    rejected, rows = writer.tally(shards)
-    _check_share(rejected, rows, allowed, name)
+_TABLES: OrderedDict[tuple[str, str], Table] = OrderedDict()
 
 
-@lru_cache(maxsize=4)
-def _open_store(uri: str, options: tuple[tuple[str, Any], ...]) -> Store:
-    return Store(uri, storage_options=dict(options) or None)
+def _open_table(store: Store, uri: str, key: str) -> Table:
+    """A table, opened once a process: it keeps its index of ids. Tables never change."""
+    found = _TABLES.pop((uri, key), None) or store.table(key)
+    _TABLES[uri, key] = found
+    while len(_TABLES) > 32:
+        _TABLES.popitem(last=False)
+    return found

@@ -137,6 +137,11 @@ def parse_recipe(text: str, *, origin: str = "<recipe>", folder: Path | None = N
     return _check(raw, (folder or Path.cwd()).resolve(), _Lines(origin, lines))
 
 
+def recipe_of(raw: Mapping[str, Any], folder: Path) -> Recipe:
+    """Check a recipe given as plain values, such as `Recipe.raw`; see `load_recipe`."""
+    return _check(_plain_copy(raw), folder.resolve(), _Lines("<recipe>"))
+
+
 def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """The recipe with `key=value` settings applied, such as `prune.threshold=0.2`.
 

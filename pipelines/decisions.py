@@ -1,0 +1,128 @@
+"""Decisions as tables: the sidecar that says for each row whether it stays, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import TypeAdapter, ValidationError, model_validator
+
+from ..errors import InputError, RecipeError
+from ..pruners.catalogue import METHODS
+from ..pruners.contract import Pruner, Selection
+from .engine import StepOptions
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("keep", pa.bool_(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        # Null where no threshold applied, or where the row lost to no other row.
+        pa.field("threshold", pa.float32()),
+        pa.field("rival", pa.int64()),
+    ]
+)
+
+
+def decision_table(ids: npt.NDArray[np.int64], selection: Selection) -> pa.Table:
+    """A selection as rows; `rival` becomes the id of the row lost to."""
+    reasons = np.array(selection.reasons, dtype=object)
+    rival = ids[np.maximum(selection.rival, 0)] if len(ids) else ids
+    return pa.table(
+        [
+            pa.array(ids, pa.int64()),
+            pa.array(selection.keep, pa.bool_()),
+            pa.array(selection.score, pa.float32()),
+            pa.array(reasons[selection.reason] if len(ids) else [], pa.string()),
+            pa.array(selection.threshold, pa.float32(), mask=np.isnan(selection.threshold)),
+            pa.array(rival, pa.int64(), mask=selection.rival < 0),
+        ],
+        schema=SCHEMA,
+    )
+
+
+class MethodOptions(StepOptions):
+    """Options of a step that decides: `method`, and beside it that method's own options.
+
+    Subclasses name the units that they decide about. The method's options are checked against
+    its dataclass: an unknown one is refused with the known ones named.
+    """
+
+    method: str
+    options: dict[str, Any] = {}
+
+    @classmethod
+    def units(cls) -> frozenset[str]:
+        """Units of the methods that may be named here."""
+        return frozenset()
+
+    @classmethod
+    def allowed(cls) -> list[str]:
+        """Names of the methods that may be named here."""
+        return [name for name, method in METHODS.items() if method.unit in cls.units()]
+
+    @classmethod
+    def known_keys(cls, given: Mapping[str, Any]) -> list[str]:
+        """`method`, the step's own options, and the options of the method named."""
+        own = [name for name in cls.model_fields if name != "options"]
+        default = cls.model_fields["method"].default
+        method = METHODS.get(str(given.get("method", default)))
+        return own + ([f.name for f in dataclasses.fields(method)] if method else [])  # type: ignore[arg-type]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "options" in data:
+            return data
+        own = {key: value for key, value in data.items() if key in cls.model_fields}
+        rest = {key: value for key, value in data.items() if key not in cls.model_fields}
+        return {**own, "options": rest}
+
+    @model_validator(mode="after")
+    def _known(self) -> MethodOptions:
+        if self.method not in self.allowed():
+            raise ValueError(
+                f"unknown method `{self.method}`; known here: {', '.join(self.allowed())}"
+            )
+        try:
+            self.pruner()
+        except InputError as error:
+            raise ValueError(str(error).rstrip(".")) from error
+        return self
+
+    def pruner(self, **more: Any) -> Pruner:
+        """The method with its options; `more` fills in what the recipe left out."""
+        return make_pruner(self.method, {**more, **self.options})
+
+
+def make_pruner(name: str, options: Mapping[str, Any]) -> Pruner:
+    """A method of the catalogue with options read from plain values.
+
+    Raises
+    ------
+    RecipeError
+        The method or an option is unknown, or a value has another type or range.
+    """
+    if name not in METHODS:
+        raise RecipeError(f"unknown method `{name}`; known: {', '.join(METHODS)}.")
+    method: Any = METHODS[name]
+    fields = [field.name for field in dataclasses.fields(method)]
+    hints = get_type_hints(method)
+    made: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in fields:
+            raise RecipeError(
+                f"unknown option `{key}` of method `{name}`; known: {', '.join(fields)}."
+            )
+        try:
+            made[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            raise RecipeError(
+                f"option `{key}` of method `{name}`: {error.errors()[0]['msg']}; found {value!r}."
+            ) from error
+    return method(**made)  # type: ignore[no-any-return]

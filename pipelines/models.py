@@ -1,0 +1,84 @@
+"""Models that steps use, each read once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ..pruners.models.encoders import ResolvedEncoder
+    from ..pruners.models.provence import LoadedProvence
+
+
+@lru_cache(maxsize=8)
+def encoder(name: str) -> ResolvedEncoder:
+    """Where an encoder's files are, and the digest of its weights; see `resolve_encoder`."""
+    from ..pruners.models.encoders import resolve_encoder
+
+    return resolve_encoder(name)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep a library's own progress bar off the terminal; ours says enough."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+class SentenceEncoder:
+    """Sentence-transformers behind one method: texts in, unit vectors (N, d) float32 out."""
+
+    def __init__(self, folder: str, device: str | None) -> None:
+        # faiss before torch: two OpenMP runtimes loaded the other way round can crash.
+        import faiss  # noqa: F401
+        from sentence_transformers import SentenceTransformer
+
+        with _without_bars():
+            self._model: Any = SentenceTransformer(
+                folder, device=device, local_files_only=True, trust_remote_code=False
+            )
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        return int(self._model.get_embedding_dimension())
+
+    def encode(self, texts: list[str], *, batch_size: int = 32) -> npt.NDArray[np.float32]:
+        """Unit vectors (N, d) float32; texts beyond the model's window are cut by it."""
+        if not texts:
+            return np.zeros((0, self.dimension), np.float32)
+        made = self._model.encode(
+            texts,
+            batch_size=batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.ascontiguousarray(made, dtype=np.float32)
+
+
+@lru_cache(maxsize=2)
+def sentence_encoder(folder: str, device: str | None = None) -> SentenceEncoder:
+    """The encoder of a model folder, read once a process."""
+    return SentenceEncoder(folder, device)
+
+
+@lru_cache(maxsize=2)
+def provence(name: str, device: str | None = None, dtype: str | None = None) -> LoadedProvence:
+    """A Provence network, read once a process."""
+    from ..pruners.models.provence import load_provence
+
+    with _without_bars():
+        return load_provence(name, device=device, dtype=dtype)

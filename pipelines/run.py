@@ -1,0 +1,175 @@
+"""Run a recipe in plain Python: one step after the other, each at most once for its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..storage import Manifest, Store
+from .engine import StepContext
+from .progress import Progress, Silent
+from .recipe import Recipe, Step
+from .run_totals import fate, totals
+from .steps import STEPS
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run made: the manifest of each step by the step's name, in order."""
+
+    recipe: str
+    store: Store
+    manifests: Mapping[str, Manifest]
+
+    def of_step(self, step: str) -> Manifest | None:
+        """The manifest of the last step of that kind, if the recipe has one."""
+        found = [m for m in self.manifests.values() if m.step == step]
+        return found[-1] if found else None
+
+    @property
+    def report(self) -> Path | None:
+        """The HTML report, a file on this machine, if the recipe makes one."""
+        manifest = self.of_step("report")
+        return self.store.table(manifest.key).attachment("report.html") if manifest else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Keys, counts, totals and one row a question, as plain values."""
+        report = self.report
+        return {
+            "recipe": self.recipe,
+            "store": str(self.store.uri),
+            "steps": {
+                name: {
+                    "step": m.step,
+                    "key": m.key,
+                    "logical_digest": m.logical_digest,
+                    "rows": m.rows,
+                    "kept": m.kept,
+                    "dropped": dict(m.dropped),
+                    "rejected": m.rejected,
+                }
+                for name, m in self.manifests.items()
+            },
+            "totals": self.totals(),
+            "questions": self._questions(),
+            "report": str(report) if report else None,
+        }
+
+    def totals(self) -> dict[str, Any] | None:
+        """Sums over the questions of the evaluate step, if there is one."""
+        rows = self._questions()
+        if not rows:
+            return None
+        return totals(rows)
+
+    def lines(self) -> list[str]:
+        """The result in words: a line a step, a line a question, totals, the report's path."""
+        made = [
+            f"{name}: {m.rows} rows" + _counts(m.kept, m.dropped, m.rejected)
+            for name, m in self.manifests.items()
+        ]
+        rows = self._questions()
+        if rows:
+            made += ["", *_question_lines(rows), "", *_total_lines(totals(rows))]
+        if self.report:
+            made += ["", f"report: {self.report}"]
+        return made
+
+    def _questions(self) -> list[dict[str, Any]]:
+        manifest = self.of_step("evaluate")
+        if manifest is None:
+            return []
+        rows: list[dict[str, Any]] = self.store.table(manifest.key).to_table().to_pylist()
+        return rows
+
+
+def run_recipe(
+    recipe: Recipe,
+    store: Store,
+    *,
+    progress: Progress | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+) -> RunResult:
+    """Run every step whose table does not exist yet, in order.
+
+    Parameters
+    ----------
+    workers
+        Processes that share the shards of a step.
+    threads
+        Threads that each gives to its models; None leaves the libraries' default.
+
+    Raises
+    ------
+    PruneryError
+        A step failed; what was done before it is kept and not repeated by the next run.
+    """
+    manifests: dict[str, Manifest] = {}
+    for step in recipe.steps:
+        context = context_of(
+            recipe, step, store, progress=progress, workers=workers, threads=threads
+        )
+        inputs = {role: manifests[name].key for role, name in step.inputs.items()}
+        manifests[step.name] = STEPS[step.step](step.options, inputs, context)
+    return RunResult(recipe.name, store, manifests)
+
+
+def context_of(
+    recipe: Recipe,
+    step: Step,
+    store: Store,
+    *,
+    progress: Progress | None = None,
+    workers: int = 1,
+    threads: int | None = None,
+) -> StepContext:
+    """The context in which a recipe runs one of its steps."""
+    return StepContext(
+        store=store,
+        name=step.name,
+        seed=recipe.seed,
+        bad_rows=recipe.bad_rows,
+        workers=workers,
+        threads=threads,
+        progress=progress or Silent(),
+    )
+
+
+def _counts(kept: int, dropped: Mapping[str, int], rejected: int) -> str:
+    parts = [f"{n} {reason}" for reason, n in dropped.items()]
+    if rejected:
+        parts.append(f"{rejected} rejected")
+    return f" ({kept} kept; {', '.join(parts)})" if parts else ""
+
+
+def _question_lines(rows: list[dict[str, Any]]) -> list[str]:
+    width = max(len(row["name"]) for row in rows)
+    made = [f"{'':{width}}  {'tokens':>15}  {'removed':>7}  {'answer':<13}  question"]
+    for row in rows:
+        removed = 1 - row["tokens_out"] / row["tokens_in"] if row["tokens_in"] else 0.0
+        before_after = f"{row['tokens_in']} -> {row['tokens_out']}"
+        made.append(
+            f"{row['name']:{width}}  {before_after:>15}  {removed:>7.0%}  {fate(row):<13}"
+            f"  {row['question'][:70]}"
+        )
+    return made
+
+
+def _total_lines(total: Mapping[str, Any]) -> list[str]:
+    removed = 0.0 if not total["tokens_in"] else 1 - total["tokens_out"] / total["tokens_in"]
+    made = [
+        f"{total['questions']} questions, {total['tokens_in']} -> {total['tokens_out']} tokens"
+        f" ({removed:.0%} removed)"
+    ]
+    if total["with_answers"]:
+        made.append(
+            f"answer retrieved for {total['answer_retrieved']} of {total['with_answers']}, and"
+            f" kept for {total['answer_kept']} of those {total['answer_retrieved']}"
+        )
+        others = ", ".join(f"{name} {count}" for name, count in total["baselines"].items())
+        if others:
+            made.append(f"with as many characters kept by other methods: {others}")
+    return made

@@ -1,0 +1,37 @@
+"""What a run saved and cost, from the rows of its evaluate table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sums over the rows of an evaluate table; shares are 0..1, None where nothing is counted."""
+    asked = [row for row in rows if row["answer_retrieved"]]
+    made: dict[str, Any] = {
+        "questions": len(rows),
+        "with_answers": sum(row["answer_retrieved"] is not None for row in rows),
+        "answer_retrieved": len(asked),
+        "answer_kept": sum(bool(row["answer_kept"]) for row in asked),
+        "tokens_in": sum(row["tokens_in"] for row in rows),
+        "tokens_out": sum(row["tokens_out"] for row in rows),
+        "chars_in": sum(row["chars_in"] for row in rows),
+        "chars_out": sum(row["chars_out"] for row in rows),
+        "baselines": {},
+    }
+    made["removed"] = 1 - made["chars_out"] / made["chars_in"] if made["chars_in"] else None
+    for column in rows[0] if rows else ():
+        if column.startswith("answer_kept_") and any(row[column] is not None for row in rows):
+            name = column.removeprefix("answer_kept_")
+            made["baselines"][name] = sum(bool(row[column]) for row in asked)
+    return made
+
+
+def fate(row: Mapping[str, Any]) -> str:
+    """What became of a question's answer, in two words at most."""
+    if row["answer_retrieved"] is None:
+        return "none given"
+    if not row["answer_retrieved"]:
+        return "not retrieved"
+    return "kept" if row["answer_kept"] else "lost"

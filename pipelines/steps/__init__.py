@@ -1,0 +1,34 @@
+"""The steps a recipe can name, one module each."""
+
+from __future__ import annotations
+
+from ..engine import StepSpec
+from . import (
+    chunk,
+    context_signals,
+    embed,
+    evaluate,
+    index,
+    pack,
+    prune_context,
+    prune_passages,
+    questions,
+    report,
+    retrieve,
+    sweep,
+)
+
+STEPS: dict[str, StepSpec] = {
+    "chunk": chunk.SPEC,
+    "embed": embed.SPEC,
+    "prune_passages": prune_passages.SPEC,
+    "index": index.SPEC,
+    "questions": questions.SPEC,
+    "retrieve": retrieve.SPEC,
+    "context_signals": context_signals.SPEC,
+    "prune_context": prune_context.SPEC,
+    "pack": pack.SPEC,
+    "evaluate": evaluate.SPEC,
+    "sweep": sweep.SPEC,
+    "report": report.SPEC,
+}

@@ -1,0 +1,94 @@
+"""Step `embed`: one unit vector a passage, by sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pyarrow as pa
+from pydantic import Field
+
+from ...storage import Table
+from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
+from ..models import encoder, sentence_encoder
+
+_ROWS_A_BATCH = 1024
+
+
+class EmbedOptions(StepOptions):
+    """Options of `embed`.
+
+    Attributes
+    ----------
+    encoder
+        A sentence-transformers model: folder, hub id, or the packaged all-MiniLM-L6-v2.
+    title
+        Put the title on a line before the text.
+    batch_size
+        Texts a forward pass. Padding changes the last bits of a vector, so it enters the key.
+    device
+        cpu, cuda …; None takes what there is.
+    """
+
+    encoder: str = "all-MiniLM-L6-v2"
+    title: bool = True
+    batch_size: int = Field(default=32, ge=1, le=4096)
+    device: str | None = None
+
+
+def plan(options: EmbedOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
+    """One shard for each shard of the passages."""
+    resolved = encoder(options.encoder)
+    model = sentence_encoder(str(resolved.path), options.device)
+    schema = pa.schema(
+        [
+            pa.field("id", pa.int64(), nullable=False),
+            pa.field("embedding", pa.list_(pa.float32(), model.dimension), nullable=False),
+        ]
+    )
+    shards = inputs["chunks"].shards()
+    identity = options.model_dump(exclude={"device", "encoder"})
+    return Plan(
+        schema,
+        len(shards),
+        identity,
+        {"encoder": resolved.sha256},
+        payload=shards,
+        notes={"encoder": options.encoder},
+    )
+
+
+def shard(job: Job, index: int, out: Rows) -> None:
+    """Embed the passages of one shard, in its order."""
+    options: EmbedOptions = job.options  # type: ignore[assignment]
+    use_threads(job.threads)
+    model = sentence_encoder(str(encoder(options.encoder).path), options.device)
+    source = job.input("chunks")
+    kept = 0
+    batches = source.shard_batches(job.plan.payload[index], columns=["id", "title", "text"])
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS_A_BATCH):
+            part = batch.slice(start, _ROWS_A_BATCH)
+            texts = [
+                f"{title}\n{text}" if options.title and title else text
+                for title, text in zip(
+                    part.column("title").to_pylist(), part.column("text").to_pylist(), strict=True
+                )
+            ]
+            vectors = model.encode(texts, batch_size=options.batch_size)
+            values = pa.FixedSizeListArray.from_arrays(
+                pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
+            )
+            out.write(pa.Table.from_arrays([part.column("id"), values], schema=job.plan.schema))
+            kept += part.num_rows
+    out.count(kept, {})
+
+
+SPEC = StepSpec(
+    name="embed",
+    version=1,
+    options=EmbedOptions,
+    inputs={"chunks": Slot(("chunk",))},
+    plan=plan,
+    shard=shard,
+    about="One unit vector a passage.",
+)

@@ -1,0 +1,201 @@
+"""Charts as inline SVG, without script; colours come from the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+Point = tuple[float, float]
+_WIDTH, _HEIGHT = 640.0, 340.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 16.0, 48.0
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A named line; `slot` picks its colour, `mark` is one point shown large."""
+
+    name: str
+    points: Sequence[Point]
+    slot: int
+    mark: Point | None = None
+
+
+def line_chart(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    label: str,
+    x_range: tuple[float, float] = (0.0, 1.0),
+    y_range: tuple[float, float] = (0.0, 1.0),
+    percent_x: bool = True,
+) -> Markup:
+    """Lines over a grid, y in percent; `label` says in words what the chart shows."""
+    frame = _Frame(x_range, y_range)
+    parts = [_open(label)]
+    parts.append(_grid(frame, x_label, y_label, _percent if percent_x else _number, _percent))
+    for line in series:
+        shown = [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in shown)
+        parts.append(
+            Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>').format(
+                line.slot, path, line.name
+            )
+        )
+        if line.mark is not None and all(map(math.isfinite, line.mark)):
+            parts.append(
+                Markup('<circle class="dot s{}" r="5" cx="{:.1f}" cy="{:.1f}"><title>{}</title>')
+                .format(line.slot, frame.x(line.mark[0]), frame.y(line.mark[1]), line.name)
+                + Markup("</circle>")
+            )
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def histogram(
+    edges: Sequence[float],
+    kept: Sequence[int],
+    dropped: Sequence[int],
+    *,
+    x_label: str,
+    label: str,
+    threshold: float | None = None,
+) -> Markup:
+    """Kept and dropped counts side by side in each bin, on a log scale from 1."""
+    most = max([1, *kept, *dropped])
+    top = math.ceil(math.log10(most + 1) * 10) / 10 or 1.0
+    frame = _Frame((edges[0], edges[-1]), (0.0, top))
+    parts = [_open(label)]
+    ticks = [0.0, *[math.log10(10.0**power + 1) for power in range(int(top) + 1)]]
+    names = ["0", *[f"{10**power:,}" for power in range(int(top) + 1)]]
+    parts.append(_axes(frame, x_label, "sentences (log scale)", _number, ticks, names))
+    for left, right, yes, no in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
+        half = (frame.x(right) - frame.x(left)) / 2
+        for index, (count, kind) in enumerate(((no, "dropped"), (yes, "kept"))):
+            if not count:
+                continue
+            y = frame.y(math.log10(count + 1))
+            parts.append(
+                Markup(
+                    '<rect class="bar {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}">'
+                    "<title>{} {}, score {:.3g} to {:.3g}</title></rect>"
+                ).format(
+                    kind,
+                    frame.x(left) + index * half + 0.5,
+                    y,
+                    max(half - 1, 1.0),
+                    frame.y(0.0) - y,
+                    count,
+                    kind,
+                    left,
+                    right,
+                )
+            )
+    if threshold is not None and edges[0] <= threshold <= edges[-1]:
+        x = frame.x(threshold)
+        parts.append(
+            Markup('<line class="rule" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>')
+            .format(x, frame.y(top), frame.y(0.0))
+        )
+        anchor = "end" if x > _WIDTH / 2 else "start"
+        parts.append(
+            Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">threshold {:.3g}')
+            .format(x + (-6 if anchor == "end" else 6), frame.y(top) + 12, anchor, threshold)
+            + Markup("</text>")
+        )
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Data to pixels."""
+
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        share = (value - low) / (high - low) if high > low else 0.5
+        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        share = (value - low) / (high - low) if high > low else 0.5
+        return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _open(label: str) -> Markup:
+    return Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">') \
+        .format(_WIDTH, _HEIGHT, label)
+
+
+def _grid(
+    frame: _Frame,
+    x_label: str,
+    y_label: str,
+    x_name: Callable[[float], str],
+    y_name: Callable[[float], str],
+) -> Markup:
+    ticks = _steps(*frame.y_range)
+    return _axes(frame, x_label, y_label, x_name, ticks, [y_name(tick) for tick in ticks])
+
+
+def _axes(
+    frame: _Frame,
+    x_label: str,
+    y_label: str,
+    x_name: Callable[[float], str],
+    y_ticks: Sequence[float],
+    y_names: Sequence[str],
+) -> Markup:
+    parts: list[Markup] = []
+    left, right = frame.x(frame.x_range[0]), frame.x(frame.x_range[1])
+    bottom, top = frame.y(frame.y_range[0]), frame.y(frame.y_range[1])
+    for tick, name in zip(y_ticks, y_names, strict=True):
+        y = frame.y(tick)
+        parts.append(
+            Markup('<line class="grid" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+                left, right, y, y
+            )
+        )
+        parts.append(_text(left - 8, y + 4, "end", name))
+    for tick in _steps(*frame.x_range):
+        parts.append(_text(frame.x(tick), bottom + 18, "middle", x_name(tick)))
+    parts.append(_text((left + right) / 2, _HEIGHT - 8, "middle", x_label))
+    parts.append(
+        Markup(
+            '<text class="tick" text-anchor="middle" transform="translate(14 {:.1f}) rotate(-90)">'
+            "{}</text>"
+        ).format((bottom + top) / 2, y_label)
+    )
+    return Markup("").join(parts)
+
+
+def _text(x: float, y: float, anchor: str, words: str) -> Markup:
+    return Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+        x, y, anchor, escape(words)
+    )
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Five or so round values that span [low, high]."""
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [low]
+    size = 10.0 ** math.floor(math.log10(span / 4))
+    size *= min((1, 2, 2.5, 5, 10), key=lambda m: abs(span / (size * m) - 5))
+    first = math.ceil(low / size - 1e-9)
+    last = math.floor(high / size + 1e-9)
+    return [round(step * size, 10) for step in range(first, last + 1)]
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.0f} %"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
