@@ -1,15 +1,15 @@
-"""Step `context_scores`: what each method thinks of each sentence of labelled rows.
+"""Step `context_scores`: what one method thinks of each sentence of labelled rows.
 
-One model run over all rows; the figures of `evaluate_context` are made from the table alone.
-Beside the rows as given, some questions are paired with a passage of another question (`other`
-in the table): of those everything should go.
+One table a method, so that a new model leaves the baselines' tables as they are; the figures of
+`evaluate_context` are made from these tables alone. Beside the rows as given, some questions are
+paired with a passage of another question (`other` in the table): of those everything should go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -18,12 +18,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from ..errors import RecipeError
+from ..pruners.contract import Signals
 from ..pruners.rules import uniform
 from ..storage import Table, row_id, row_ids
 from . import models
 from .answers import holds_answer
 from .engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec, use_threads
-from .evaluation_rows import ContextRow, cached_rows, rows_digest
+from .evaluation_rows import ContextRow, Stamps, cached_rows, rows_digest, stamps
 
 Floats = npt.NDArray[np.float32]
 MethodName = Literal[
@@ -40,12 +41,10 @@ METHOD_NAMES: tuple[MethodName, ...] = (
 )
 #: Methods whose score is a probability, so that a threshold and calibration mean something.
 PROBABILITIES = frozenset({"provence"})
-#: Methods that rank passages as well; the column is `rank_` and the name.
-RANKERS: tuple[MethodName, ...] = ("provence", "cosine", "random")
 
 
-class ScoreOptions(StepOptions):
-    """Which rows are scored, by what.
+class RowOptions(StepOptions):
+    """Which rows are scored, and by which models.
 
     Attributes
     ----------
@@ -67,9 +66,14 @@ class ScoreOptions(StepOptions):
     rows: list[str] = Field(min_length=1)
     model: str = "default"
     encoder: str = "all-MiniLM-L6-v2"
-    methods: list[MethodName] = Field(default=list(METHOD_NAMES), min_length=1)
     other_pairs: int = Field(500, ge=0)
     shard_rows: int = Field(256, ge=1)
+
+
+class ScoreOptions(RowOptions):
+    """The rows, and the `method` that scores them."""
+
+    method: MethodName
 
 
 SCHEMA = pa.schema(
@@ -79,9 +83,10 @@ SCHEMA = pa.schema(
         pa.field("position", pa.int64(), nullable=False),
         pa.field("chars", pa.int64(), nullable=False),
         pa.field("other", pa.bool_(), nullable=False),
-        # Null in a method that was not asked for.
-        *[pa.field(name, pa.float32()) for name in METHOD_NAMES],
-        *[pa.field(f"rank_{name}", pa.float32()) for name in RANKERS],
+        # Higher = kept longer.
+        pa.field("score", pa.float32(), nullable=False),
+        # Of the passage, on each of its sentences; null where the method ranks no passages.
+        pa.field("rank", pa.float32()),
     ]
 )
 
@@ -139,12 +144,18 @@ class Scored:
 
 @dataclass(frozen=True)
 class Ground:
-    """What methods are given: the rows, ids of their sentences, and how to get models."""
+    """What methods are given.
+
+    `rows` are scored, `ids` (N,) int64 of their sentences; `first_sentence` is the place of the
+    first one among the sentences of all rows, over which `terms` counts document frequencies.
+    """
 
     rows: Sequence[ContextRow]
     ids: npt.NDArray[np.int64]
     options: ScoreOptions
     seed: int
+    first_sentence: int
+    terms: Callable[[], Signals]
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -189,13 +200,24 @@ def _dslr(ground: Ground) -> Scored:
 
 
 def _cosine(ground: Ground) -> Scored:
-    encode = models.sentence_encoder(str(models.encoder(ground.options.encoder).path)).encode
-    asked = encode([row.question for row in ground.rows])
-    sentences, passages = encode(ground.texts), encode([row.passage for row in ground.rows])
-    of_row = np.repeat(np.arange(len(ground.rows)), ground.sizes)
-    return Scored(
-        np.einsum("nd,nd->n", sentences, asked[of_row]), np.einsum("nd,nd->n", passages, asked)
-    )
+    from ..pruners.signals.similarity import question_similarity
+
+    encoder = models.sentence_encoder(str(models.encoder(ground.options.encoder).path))
+    of_row = np.arange(len(ground.rows))
+    texts = [*ground.texts, *(row.passage for row in ground.rows)]
+    asked = np.concatenate([np.repeat(of_row, ground.sizes), of_row])
+    found = question_similarity(encoder, [row.question for row in ground.rows], texts, asked)
+    return Scored(found[: -len(of_row)], found[-len(of_row) :])
+
+
+def _lexrank(ground: Ground, threshold: float | None = None) -> Scored:
+    from ..pruners.context.lexrank import LexRank
+
+    passage = np.repeat(np.arange(len(ground.rows)), ground.sizes)
+    rows = np.arange(len(passage)) + ground.first_sentence
+    arrays = ground.terms().take(rows)
+    signals = Signals({**arrays, "id": ground.ids, "passage": passage})
+    return Scored(LexRank(threshold=threshold)(signals, seed=ground.seed).score)
 
 
 def _first_k(ground: Ground) -> Scored:
@@ -213,6 +235,8 @@ def _random(ground: Ground) -> Scored:
 SCORERS: Mapping[MethodName, Callable[[Ground], Scored]] = {
     "provence": _provence,
     "cosine": _cosine,
+    "lexrank": _lexrank,
+    "lexrank_threshold": partial(_lexrank, threshold=0.1),
     "dslr": _dslr,
     "first_k": _first_k,
     "random": _random,
@@ -230,32 +254,60 @@ def _identity(row: ContextRow) -> tuple[str, str, str, str]:
     return row.group, row.question, row.title or "", row.passage
 
 
-def _all_rows(options: ScoreOptions, seed: int) -> tuple[Sequence[ContextRow], int]:
-    """The rows as given followed by the pairs with another question's passage; how many given."""
-    rows = cached_rows(options.rows)
-    return [*rows, *other_pairs(rows, options.other_pairs, seed)], len(rows)
+@dataclass(frozen=True)
+class Corpus:
+    """All rows to score: those given, then the pairs with another question's passage."""
+
+    rows: Sequence[ContextRow]
+    given: int
+
+    @property
+    def borders(self) -> npt.NDArray[np.int64]:
+        """(rows + 1,) int64, place of each row's first sentence among all sentences."""
+        sizes = [len(row.sentences) for row in self.rows]
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _corpus(options: ScoreOptions, seed: int) -> Corpus:
+    return _read_corpus(stamps(options.rows), options.other_pairs, seed)
+
+
+@lru_cache(maxsize=2)
+def _read_corpus(of: Stamps, pairs: int, seed: int) -> Corpus:
+    rows = cached_rows([path for path, _, _ in of])
+    return Corpus([*rows, *other_pairs(rows, pairs, seed)], len(rows))
+
+
+@lru_cache(maxsize=1)
+def _terms(of: Stamps, pairs: int, seed: int) -> Signals:
+    from ..pruners.signals.terms import term_signals
+
+    texts = [text for row in _read_corpus(of, pairs, seed).rows for text in row.texts]
+    return Signals({"id": np.arange(len(texts)), **term_signals(texts)})
 
 
 def _plan(options: ScoreOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
-    rows, given = _all_rows(options, context.seed)
+    corpus = _corpus(options, context.seed)
+    rows, given = corpus.rows, corpus.given
     found: dict[str, str] = {}
-    notes: dict[str, Any] = {"name": options.model, "rows": given, "other": len(rows) - given}
-    if {"provence", "dslr"} & set(options.methods):
+    notes: dict[str, Any] = {"rows": given, "other": len(rows) - given}
+    if options.method in ("provence", "dslr"):
         loaded = models.provence(options.model)
         found["provence"] = loaded.digest
         notes |= {
+            "name": options.model,
             "threshold": loaded.config.threshold,
             "licence": loaded.config.licence,
-            "encoder": loaded.config.encoder,
         }
-    if "cosine" in options.methods:
+    elif options.method == "cosine":
         found["encoder"] = models.encoder(options.encoder).sha256
+        notes["name"] = options.encoder
     return Plan(
         schema=SCHEMA,
         shards=-(-len(rows) // options.shard_rows),
         identity={
             "rows": rows_digest(rows[:given]),
-            "methods": sorted(set(options.methods)),
+            "method": options.method,
             "other_pairs": options.other_pairs,
             "shard_rows": options.shard_rows,
         },
@@ -269,15 +321,13 @@ def _shard(job: Job, shard: int, out: Rows) -> None:
     if not isinstance(options, ScoreOptions):
         raise RecipeError(f"`context_scores` got {type(options).__name__} as its options.")
     use_threads(job.threads)
-    rows, given = _all_rows(options, job.seed)
     first = shard * options.shard_rows
-    out.write(score_rows(rows[first : first + options.shard_rows], first, given, options, job.seed))
+    out.write(score_rows(_corpus(options, job.seed), first, options, job.seed))
 
 
-def score_rows(
-    rows: Sequence[ContextRow], first: int, given: int, options: ScoreOptions, seed: int
-) -> pa.Table:
-    """A table of `SCHEMA` for rows numbered from `first`; those from `given` on are `other`."""
+def score_rows(corpus: Corpus, first: int, options: ScoreOptions, seed: int) -> pa.Table:
+    """A table of `SCHEMA` for the `shard_rows` rows of a corpus from number `first`."""
+    rows = corpus.rows[first : first + options.shard_rows]
     sizes = np.array([len(row.sentences) for row in rows], np.int64)
     number = np.repeat(np.arange(first, first + len(rows)), sizes)
     ids = [
@@ -285,26 +335,26 @@ def score_rows(
         for i, row in enumerate(rows, start=first)
         for place in range(len(row.sentences))
     ]
-    ground = Ground(rows, np.array(ids, np.int64), options, seed)
-    columns: dict[str, Any] = {
+    ground = Ground(
+        rows=rows,
+        ids=np.array(ids, np.int64),
+        options=options,
+        seed=seed,
+        first_sentence=int(corpus.borders[first]),
+        terms=lambda: _terms(stamps(options.rows), options.other_pairs, seed),
+    )
+    scored = SCORERS[options.method](ground)
+    ranks = None if scored.passage is None else np.repeat(scored.passage, sizes)
+    columns = {
         "id": ground.ids,
         "row": number,
         "position": ground.positions,
         "chars": [end - start for row in rows for start, end in row.sentences],
-        "other": number >= given,
+        "other": number >= corpus.given,
+        "score": scored.sentence,
+        "rank": pa.nulls(len(ids), pa.float32()) if ranks is None else ranks,
     }
-    for name in options.methods:
-        scored = SCORERS[name](ground)
-        columns[name] = scored.sentence
-        if scored.passage is not None:
-            columns[f"rank_{name}"] = np.repeat(scored.passage, sizes)
-    arrays = [
-        pa.array(columns[field.name], field.type)
-        if field.name in columns
-        else pa.nulls(len(ids), field.type)
-        for field in SCHEMA
-    ]
-    return pa.table(arrays, schema=SCHEMA)
+    return pa.table([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
 
 SCORES = StepSpec(
@@ -314,5 +364,5 @@ SCORES = StepSpec(
     inputs={},
     plan=_plan,
     shard=_shard,
-    about="What each method of context pruning thinks of each sentence of labelled rows.",
+    about="What one method of context pruning thinks of each sentence of labelled rows.",
 )

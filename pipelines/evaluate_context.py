@@ -1,9 +1,9 @@
 """How good context pruning is on labelled rows: `prunery evaluate context`.
 
-Two steps, each a table in the store. `context_scores` runs the models once over the rows and
-keeps every method's score of every sentence; `evaluate_context` makes the figures from those
-scores alone, so that other thresholds, budgets or resamples cost no model run. The report is
-attached to the second table as `report.json` and `report.md`.
+Two steps over tables of the store. `context_scores` runs a method's model once over the rows and
+keeps its score of every sentence; `evaluate_context` makes the figures from those scores alone,
+so that other thresholds, budgets or resamples cost no model run, and a new model none of the
+baselines'. The report is attached to the second table as `report.json` and `report.md`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,14 @@ from ..errors import RecipeError, StoreError
 from ..storage import Store, Table, TableWriter, row_id
 from .context_metrics import Labelled
 from .context_quality import Quality, Scores, Settings, measure
-from .context_scores import METHOD_NAMES, PROBABILITIES, SCORES, ScoreOptions
+from .context_scores import (
+    METHOD_NAMES,
+    PROBABILITIES,
+    SCORES,
+    MethodName,
+    RowOptions,
+    ScoreOptions,
+)
 from .engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
 from .evaluation_rows import cached_rows, flatten
 from .progress import Progress, Silent
@@ -71,10 +78,11 @@ class FigureOptions(StepOptions):
         return values
 
 
-class EvaluateContextOptions(ScoreOptions, FigureOptions):
+class EvaluateContextOptions(RowOptions, FigureOptions):
     """Everything that `evaluate_context` needs: the rows, the methods, what to measure at."""
 
     paths: ClassVar[tuple[str, ...]] = ("rows",)
+    methods: list[MethodName] = Field(default=list(METHOD_NAMES), min_length=1)
     name: str = Field("rows", min_length=1)
     seed: int = 0
 
@@ -153,18 +161,21 @@ def evaluate_context(
             return evaluate_context(
                 options, Store(folder), workers=workers, threads=threads, progress=progress
             )
-    context = StepContext(
-        store=store,
-        name=f"{options.name}-scores",
-        seed=options.seed,
-        workers=workers,
-        threads=threads,
-        progress=progress or Silent(),
-    )
-    scored = SCORES(_only(options, ScoreOptions), {}, context)
+    scored = {}
+    for method in dict.fromkeys(options.methods):
+        context = StepContext(
+            store=store,
+            name=f"{options.name}-{method}",
+            seed=options.seed,
+            workers=workers,
+            threads=threads,
+            progress=progress or Silent(),
+        )
+        asked = ScoreOptions(**_values(options, RowOptions), method=method)
+        scored[method] = SCORES(asked, {}, context).key
     measured = EVALUATE(
-        _only(options, _MeasureOptions),
-        {"scores": scored.key},
+        _MeasureOptions(**_values(options, _MeasureOptions)),
+        scored,
         StepContext(store=store, name=f"{options.name}-quality", seed=options.seed),
     )
     return read_report(store, measured.key)
@@ -180,11 +191,8 @@ def read_report(store: Store, ref: str) -> EvaluationReport:
     )
 
 
-_Kind = TypeVar("_Kind", bound=StepOptions)
-
-
-def _only(options: StepOptions, kind: type[_Kind]) -> _Kind:
-    return kind(**{name: getattr(options, name) for name in kind.model_fields})
+def _values(options: StepOptions, kind: type[StepOptions]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in kind.model_fields}
 
 
 class _MeasureOptions(FigureOptions):
@@ -207,8 +215,9 @@ def _shard(job: Job, shard: int, out: Rows) -> None:
 
 
 def _finish(job: Job, writer: TableWriter) -> None:
-    options, scores = _options(job), job.input("scores")
+    options = _options(job)
     data = flatten(cached_rows(options.rows)).data
+    tables = _tables(job)
     summary = {
         "questions": data.questions,
         "passages": len(data.question),
@@ -216,13 +225,18 @@ def _finish(job: Job, writer: TableWriter) -> None:
         "characters": int(data.chars.sum()),
         "labelled_questions": len(np.unique(data.owner[data.label == 1])),
         "answerable_questions": len(np.unique(data.span_question)),
-        "threshold": _threshold(options, scores),
+        "threshold": _threshold(options, tables),
         "resamples": options.resamples,
         "seed": job.seed,
-        "model": dict(scores.manifest.notes),
-        "digests": dict(scores.manifest.models),
-        "libraries": dict(scores.manifest.libraries),
-        "scores_key": scores.key,
+        "methods": {
+            name: {
+                "key": table.key,
+                "models": dict(table.manifest.models),
+                **{k: v for k, v in table.manifest.notes.items() if k != "rows"},
+            }
+            for name, table in tables.items()
+        },
+        "libraries": dict(next(iter(tables.values())).manifest.libraries),
         "key": job.key,
     }
     report = EvaluationReport(options.name, summary, _quality(job))
@@ -240,10 +254,15 @@ def _options(job: Job) -> _MeasureOptions:
     return job.options
 
 
-def _threshold(options: FigureOptions, scores: Table) -> float:
+def _tables(job: Job) -> dict[str, Table]:
+    return {name: job.input(name) for name in METHOD_NAMES if job.has(name)}
+
+
+def _threshold(options: FigureOptions, tables: Mapping[str, Table]) -> float:
+    """The threshold asked for, else the model's own; 0.5 where no model was evaluated."""
     if options.threshold is not None:
         return options.threshold
-    return float(scores.manifest.notes.get("threshold", 0.5))
+    return float(tables[MAIN].manifest.notes["threshold"]) if MAIN in tables else 0.5
 
 
 _made: dict[str, Quality] = {}  # of the one key that this process measured last
@@ -251,11 +270,11 @@ _made: dict[str, Quality] = {}  # of the one key that this process measured last
 
 def _quality(job: Job) -> Quality:
     if job.key not in _made:
-        options, table = _options(job), job.input("scores")
+        options, tables = _options(job), _tables(job)
         data = flatten(cached_rows(options.rows)).data
         settings = Settings(
             main=MAIN,
-            threshold=_threshold(options, table),
+            threshold=_threshold(options, tables),
             thresholds=tuple(options.thresholds),
             targets=tuple(options.targets),
             best_k=tuple(options.best_k),
@@ -263,53 +282,48 @@ def _quality(job: Job) -> Quality:
             seed=job.seed,
             probabilities=PROBABILITIES,
         )
+        scores = scores_of({name: table.to_table() for name, table in tables.items()}, data)
         _made.clear()
-        _made[job.key] = measure(data, scores_of(table.to_table(), data), settings)
+        _made[job.key] = measure(data, scores, settings)
     return _made[job.key]
 
 
-def scores_of(rows: pa.Table, data: Labelled) -> Scores:
-    """The columns of a `context_scores` table as arrays, split into own and other passages.
+def scores_of(tables: Mapping[str, pa.Table], data: Labelled) -> Scores:
+    """`context_scores` tables by method as arrays, own passages and others apart.
 
     Raises
     ------
     StoreError
-        The table was made from other rows than `data`.
+        A table was made from other rows than `data`.
     """
-    other = rows.column("other").to_numpy(zero_copy_only=False).astype(np.bool_)
-    if int((~other).sum()) != len(data.passage):
-        raise StoreError(
-            f"the scores hold {int((~other).sum())} sentences, the rows {len(data.passage)}: the"
-            " rows file changed after it was scored. Score it again, under another name."
-        )
     sentence, passage, strange = {}, {}, {}
     starts = np.searchsorted(data.passage, np.arange(len(data.question)))
-    for method in METHOD_NAMES:
-        column = rows.column(method)
-        if column.null_count == 0:
-            values = column.to_numpy(zero_copy_only=False).astype(np.float64)
-            sentence[method] = values[~other]
-            if other.any():
-                strange[method] = values[other]
-        ranked = rows.column(f"rank_{method}") if f"rank_{method}" in rows.column_names else None
-        if ranked is not None and ranked.null_count == 0:
-            values = ranked.to_numpy(zero_copy_only=False).astype(np.float64)
-            passage[method] = values[~other][starts]
-    number = rows.column("row").to_numpy(zero_copy_only=False)[other]
-    return Scores(
-        sentence=sentence,
-        passage=passage,
-        other=strange,
-        other_chars=rows.column("chars").to_numpy(zero_copy_only=False)[other],
-        other_passage=np.unique(number, return_inverse=True)[1].astype(np.int64),
-    )
+    chars, place = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for method, table in tables.items():
+        columns = {
+            name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
+        }
+        other = columns["other"].astype(np.bool_)
+        if not np.array_equal(columns["chars"][~other], data.chars):
+            raise StoreError(
+                f"the scores of `{method}` were made from other sentences than the rows hold: the"
+                " rows file changed while it was evaluated. Run again."
+            )
+        sentence[method] = columns["score"][~other].astype(np.float64)
+        if other.any():
+            strange[method] = columns["score"][other].astype(np.float64)
+            chars = columns["chars"][other]
+            place = np.unique(columns["row"][other], return_inverse=True)[1].astype(np.int64)
+        if not table.column("rank").null_count:
+            passage[method] = columns["rank"][~other][starts].astype(np.float64)
+    return Scores(sentence, passage, strange, chars, place)
 
 
 EVALUATE = StepSpec(
     name="evaluate_context",
     version=1,
     options=_MeasureOptions,
-    inputs={"scores": Slot(("context_scores",))},
+    inputs={name: Slot(("context_scores",), optional=True) for name in METHOD_NAMES},
     plan=_plan,
     shard=_shard,
     finish=_finish,

@@ -79,18 +79,26 @@ def read_rows(paths: Iterable[Path | str]) -> list[ContextRow]:
     return rows
 
 
-def cached_rows(paths: Sequence[str]) -> list[ContextRow]:
-    """`read_rows`, read again only when a file's size or time of change is another."""
-    stamps = []
+Stamps = tuple[tuple[str, int, int], ...]
+
+
+def stamps(paths: Sequence[str]) -> Stamps:
+    """(path, size, time of change) of each file: a cheap sign that it is still the same."""
+    found = []
     for path in paths:
         state = Path(path).stat() if Path(path).is_file() else None
-        stamps.append((path, state.st_size if state else 0, state.st_mtime_ns if state else 0))
-    return _read_stamped(tuple(stamps))
+        found.append((path, state.st_size if state else 0, state.st_mtime_ns if state else 0))
+    return tuple(found)
+
+
+def cached_rows(paths: Sequence[str]) -> list[ContextRow]:
+    """`read_rows`, read again only when a file's size or time of change is another."""
+    return _read_stamped(stamps(paths))
 
 
 @lru_cache(maxsize=2)
-def _read_stamped(stamps: tuple[tuple[str, int, int], ...]) -> list[ContextRow]:
-    return read_rows(path for path, _, _ in stamps)
+def _read_stamped(of: Stamps) -> list[ContextRow]:
+    return read_rows(path for path, _, _ in of)
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:
