@@ -53,6 +53,9 @@ class RowOptions(StepOptions):
     model
         A Provence network: "default", a folder, or a hub id. `dslr` uses its ranking head on
         (question, sentence alone).
+    dtype
+        Of the network's encoder. float32 gives the same scores on every machine;
+        `ContextPruner` takes bfloat16 where the processor has it, measured by "bfloat16" here.
     encoder
         Sentence encoder of `cosine`.
     other_pairs
@@ -65,6 +68,7 @@ class RowOptions(StepOptions):
 
     rows: list[str] = Field(min_length=1)
     model: str = "default"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     encoder: str = "all-MiniLM-L6-v2"
     other_pairs: int = Field(500, ge=0)
     shard_rows: int = Field(256, ge=1)
@@ -177,7 +181,7 @@ def _provence(ground: Ground) -> Scored:
     from ..pruners.signals.context import context_signals
 
     signals = context_signals(
-        _network(ground.options.model),
+        _network(ground.options.model, ground.options.dtype),
         [row.question for row in ground.rows],
         [[row.passage] for row in ground.rows],
         [[row.title] for row in ground.rows],
@@ -190,7 +194,7 @@ def _dslr(ground: Ground) -> Scored:
     from ..pruners.signals.context import context_signals
 
     signals = context_signals(
-        _network(ground.options.model),
+        _network(ground.options.model, ground.options.dtype),
         [row.question for row in ground.rows],
         [row.texts for row in ground.rows],
         [[row.title] * len(row.sentences) for row in ground.rows],
@@ -244,10 +248,12 @@ SCORERS: Mapping[MethodName, Callable[[Ground], Scored]] = {
 
 
 @lru_cache(maxsize=1)
-def _network(name: str) -> Any:
+def _network(name: str, dtype: str) -> Any:
     from ..pruners.signals.context import Scorer
 
-    return Scorer.of(models.provence(name))  # the tokenizer's copy is kept between shards
+    return Scorer.of(
+        models.provence(name, dtype=dtype)
+    )  # the tokenizer's copy is kept between shards
 
 
 def _identity(row: ContextRow) -> tuple[str, str, str, str]:
@@ -291,8 +297,15 @@ def _plan(options: ScoreOptions, inputs: Mapping[str, Table], context: StepConte
     rows, given = corpus.rows, corpus.given
     found: dict[str, str] = {}
     notes: dict[str, Any] = {"rows": given, "other": len(rows) - given}
+    identity: dict[str, Any] = {
+        "rows": rows_digest(rows[:given]),
+        "method": options.method,
+        "other_pairs": options.other_pairs,
+        "shard_rows": options.shard_rows,
+    }
     if options.method in ("provence", "dslr"):
-        loaded = models.provence(options.model)
+        loaded = models.provence(options.model, dtype=options.dtype)
+        identity["dtype"] = options.dtype
         found["provence"] = loaded.digest
         notes |= {
             "name": options.model,
@@ -305,12 +318,7 @@ def _plan(options: ScoreOptions, inputs: Mapping[str, Table], context: StepConte
     return Plan(
         schema=SCHEMA,
         shards=-(-len(rows) // options.shard_rows),
-        identity={
-            "rows": rows_digest(rows[:given]),
-            "method": options.method,
-            "other_pairs": options.other_pairs,
-            "shard_rows": options.shard_rows,
-        },
+        identity=identity,
         models=found,
         notes=notes,
     )

@@ -8,17 +8,18 @@ field         type                    meaning
 question      string                  as the user asked it
 passage       string                  the text that is pruned
 title         string or null          shown to the model before the passage; never counted
-sentences     list of [start, end]    character borders that cover the passage; if absent,
-                                      split here
+sentences     list of [start, end]    character borders in the passage, in order; between
+                                      them may stand white space. If absent, split here
 labels        list of integers        one a sentence: 1 evidence, 0 not, -1 unknown
 answers       list of strings         accepted answers, any of them counts
 relevant      0 or 1                  the passage answers the question; if absent, whether
                                       `labels` holds a 1 (unknown where labels are absent)
 group         string                  id of the question; rows of one group are its
                                       candidates. If absent, the question itself
+teacher_score number or null          a teacher's score; passed on by silver labelling
 ============= ======================= ====================================================
 
-Further fields are ignored: rows made for training are read as they are.
+Further fields are ignored: rows made for training (`provence_rows`) are read as they are.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,7 @@ class ContextRow:
     answers: tuple[str, ...] = ()
     relevant: int = -1
     group: str = ""
+    teacher_score: float | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -157,6 +160,9 @@ def parse_row(record: Mapping[str, Any], *, where: str) -> ContextRow:
     answers = record.get("answers") or ()
     if isinstance(answers, str) or not all(isinstance(a, str) for a in answers):
         raise InputError(f"{where}: `answers` must be a list of strings; found {answers!r}.")
+    score = record.get("teacher_score")
+    if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
+        raise InputError(f"{where}: `teacher_score` must be a number or null; found {score!r}.")
     return ContextRow(
         question=question,
         passage=passage,
@@ -166,6 +172,7 @@ def parse_row(record: Mapping[str, Any], *, where: str) -> ContextRow:
         answers=tuple(answers),
         relevant=_relevant(record.get("relevant"), labels, where),
         group=str(record["group"]) if record.get("group") is not None else question,
+        teacher_score=None if score is None else float(score),
     )
 
 
@@ -184,20 +191,29 @@ def _offsets(given: Any, passage: str, where: str) -> Offsets:
     for number, pair in enumerate(given):
         borders = tuple(pair) if isinstance(pair, list | tuple) else ()
         whole = len(borders) == 2 and all(type(x) is int for x in borders)
-        if not whole or not last == borders[0] < borders[1] <= len(passage):
+        if not whole or not last <= borders[0] < borders[1] <= len(passage):
             raise InputError(
-                f"{where}: `sentences`[{number}] must be [{last}, end] with {last} < end"
-                f" <= {len(passage)}; found {pair!r}. Sentences cover the passage in order: give"
-                " the white space between two of them to the first."
+                f"{where}: `sentences`[{number}] must be [start, end] with {last} <= start < end"
+                f" <= {len(passage)}; found {pair!r}. Give character offsets, in order."
             )
         found.append((borders[0], borders[1]))
         last = borders[1]
-    if last != len(passage):
-        raise InputError(
-            f"{where}: `sentences` end at {last}, the passage at {len(passage)}; cover all of it,"
-            " or leave the field out."
-        )
-    return tuple(found)
+    return _covering(found, passage, where)
+
+
+def _covering(found: list[tuple[int, int]], passage: str, where: str) -> Offsets:
+    """Borders that leave nothing out: white space between two sentences goes to the first."""
+    starts = [0, *(start for start, _ in found[1:]), len(passage)]
+    for (start, end), before, after in zip(found, starts, starts[1:], strict=False):
+        for gap in ((before, start), (end, after)):
+            if passage[slice(*gap)].strip():
+                raise InputError(
+                    f"{where}: `sentences` leave out characters {gap[0]} to {gap[1]} of the"
+                    " passage; cover all of its text, or leave the field out."
+                )
+    if not found:
+        raise InputError(f"{where}: `sentences` is empty; give borders, or leave the field out.")
+    return tuple(pairwise(starts))
 
 
 def _labels(given: Any, n: int, where: str) -> tuple[int, ...] | None:

@@ -63,13 +63,15 @@ def test_what_is_absent_is_unknown():
         ({"question": " "}, "row 1: `question`"),
         ({"passage": None}, "row 1: `passage`"),
         ({"title": 3}, "row 1: `title`"),
-        ({"sentences": [[0, 13], [12, 30]]}, r"`sentences`\[1\].*\[13, end\]"),
+        ({"sentences": [[0, 13], [12, 30]]}, r"`sentences`\[1\].*13 <= start"),
         ({"sentences": [[0, 99]]}, r"`sentences`\[0\].*<= 47"),
         ({"sentences": [[0, 0]]}, r"`sentences`\[0\]"),
         ({"sentences": [3]}, r"`sentences`\[0\]"),
-        ({"sentences": []}, "`sentences` end at 0"),
-        ({"sentences": [[0, 13], [13, 30]], "labels": [0, 1]}, "end at 30, the passage at 47"),
-        ({"sentences": [[0, 13], [14, 47]], "labels": [0, 1]}, r"`sentences`\[1\]"),
+        ({"sentences": []}, "`sentences` is empty"),
+        ({"sentences": [[0, 13], [13, 30]], "labels": [0, 1]}, "leave out characters 30 to 47"),
+        ({"sentences": [[0, 13], [14, 47]], "labels": [0, 1]}, "leave out characters 13 to 14"),
+        ({"sentences": [[4, 47]], "labels": [0]}, "leave out characters 0 to 4"),
+        ({"teacher_score": "high"}, "`teacher_score`"),
         ({"labels": [1, 0]}, "`labels` must hold 3"),
         ({"labels": [1, 0, 2]}, "`labels` must hold 3"),
         ({"answers": "May"}, "`answers`"),
@@ -121,6 +123,11 @@ def test_rows_are_read_again_when_the_file_changes(tmp_path):
     assert len(cached_rows([str(path)])) == 2
     with pytest.raises(InputError, match="does not exist"):
         cached_rows([str(tmp_path / "none.jsonl")])
+
+
+def test_white_space_between_borders_goes_to_the_sentence_before():
+    bare = GOOD | {"sentences": [[0, 12], [13, 29], [30, 47]]}
+    assert parse_row(bare, where="x").sentences == parse_row(GOOD, where="x").sentences
 
 
 def test_flatten_by_hand():

@@ -16,6 +16,7 @@ import pytest
 from prunery.errors import InputError, ModelError
 from prunery.pipelines.evaluation_rows import parse_row, read_rows
 from prunery.pipelines.openai_client import Endpoint
+from prunery.pipelines.provence_rows import read_rows as read_training_rows
 from prunery.pipelines.silver_labels import (
     REASONS,
     SilverOptions,
@@ -46,6 +47,7 @@ def record(i: int, **more):
         "sentences": [list(pair) for pair in itertools.pairwise(borders)],
         "answers": ["May"],
         "group": f"g{i}",
+        "teacher_score": 1.5,
     } | more
 
 
@@ -172,6 +174,10 @@ def test_the_parquet_files_of_the_table_are_read_by_the_row_reader(tmp_path):
     parts = sorted((tmp_path / "store").rglob("part-*.parquet"))
     rows = read_rows(parts)
     assert [row.labels for row in rows] == [(0, 1, 0)] * 3
+    trained = [row for part in parts for row in read_training_rows(part)]
+    assert [(row.labels, row.group, row.teacher_score) for row in trained] == [
+        ((0, 1, 0), f"g{i}", 1.5) for i in range(3)
+    ]
 
 
 def test_a_finished_table_is_never_asked_for_again(tmp_path):
