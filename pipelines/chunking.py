@@ -38,12 +38,18 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`start:end` of the document's text (white space trimmed), its title and its tokens."""
+    """`start:end` of the document's text (white space trimmed), its title and its tokens.
+
+    `sentence_ends` are the ends of its sentences, relative to `start`; the last is its length.
+    They are the borders found in the whole document: a chunk cut from it would be split in
+    other places where it starts or ends within a line.
+    """
 
     start: int
     end: int
     title: str
     tokens: int
+    sentence_ends: tuple[int, ...]
 
 
 class FastTokenCounter:
@@ -167,14 +173,23 @@ def chunk_document(
     made: list[Chunk] = []
     for section, parts in zip(found, units, strict=True):
         for first, last in _pack([n for _, _, n in parts], max_tokens, overlap):
-            start, end = parts[first][0], parts[last - 1][1]
-            body = document.text[start:end]
-            trimmed = start + len(body) - len(body.lstrip())
-            count = sum(n for _, _, n in parts[first:last])
-            stop = trimmed + len(body.strip())
-            if stop > trimmed:
-                made.append(Chunk(trimmed, stop, section.title, count))
+            chunk = _chunk(document.text, parts[first:last], section.title)
+            if chunk is not None:
+                made.append(chunk)
     return made
+
+
+def _chunk(text: str, units: Sequence[tuple[int, int, int]], title: str) -> Chunk | None:
+    """Neighbouring units as one chunk without the white space around it; None if that is all."""
+    body = text[units[0][0] : units[-1][1]]
+    start = units[0][0] + len(body) - len(body.lstrip())
+    stop = start + len(body.strip())
+    if stop <= start:
+        return None
+    ends = [min(end, stop) - start for _, end, _ in units]
+    # Units of white space alone have gone with the trimming.
+    distinct = [end for end, before in zip(ends, [0, *ends], strict=False) if end > before]
+    return Chunk(start, stop, title, sum(n for _, _, n in units), tuple(distinct))
 
 
 def _units(

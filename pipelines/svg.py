@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 Point = tuple[float, float]
-_WIDTH, _HEIGHT = 640.0, 340.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 16.0, 48.0
+_WIDTH, _HEIGHT = 480.0, 300.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 24.0, 14.0, 46.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def _steps(low: float, high: float) -> list[float]:
     if span <= 0 or not math.isfinite(span):
         return [low]
     size = 10.0 ** math.floor(math.log10(span / 4))
-    size *= min((1, 2, 2.5, 5, 10), key=lambda m: abs(span / (size * m) - 5))
+    size *= min((1, 2, 2.5, 5, 10), key=lambda m: abs(span / (size * m) - 4.5))
     first = math.ceil(low / size - 1e-9)
     last = math.floor(high / size + 1e-9)
     return [round(step * size, 10) for step in range(first, last + 1)]

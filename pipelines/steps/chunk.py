@@ -22,6 +22,8 @@ SCHEMA = pa.schema(
         pa.field("title", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),
+        # Ends of its sentences in `text`; the last is its length.
+        pa.field("sentence_ends", pa.list_(pa.int32()), nullable=False),
     ]
 )
 _ROWS_A_BATCH = 4096
@@ -115,6 +117,7 @@ def _row(document: sources.Document, chunk: chunking.Chunk) -> dict[str, Any]:
         "title": chunk.title,
         "text": text,
         "tokens": chunk.tokens,
+        "sentence_ends": list(chunk.sentence_ends),
     }
 
 

@@ -14,7 +14,6 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from ...pruners.context.sentences import split_sentences
 from ...pruners.signals.context import context_signals
 from ...pruners.signals.similarity import (
     ProvenceScorer,
@@ -165,7 +164,7 @@ def _ranges(retrieved: Table, questions: int) -> list[tuple[int, int, int]]:
 
 
 def shard(job: Job, index: int, out: Rows) -> None:
-    """Split the passages of some questions into sentences and run the models over them."""
+    """Run the models over the sentences of some questions' passages."""
     options: ContextSignalsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
     number, start, stop = job.plan.payload[index]
@@ -195,10 +194,10 @@ def _passages(job: Job, retrieved: list[dict[str, Any]]) -> Passages:
     questions = rows_by_id(
         job.input("questions"), [row["question"] for row in retrieved], ["question"]
     )
-    chunks = rows_by_id(
-        job.input("chunks"), [row["passage"] for row in retrieved], ["text", "title"]
-    )
-    spans = [split_sentences(chunks[row["passage"]]["text"]) for row in retrieved]
+    columns = ["text", "title", "sentence_ends"]
+    chunks = rows_by_id(job.input("chunks"), [row["passage"] for row in retrieved], columns)
+    ends = [chunks[row["passage"]]["sentence_ends"] for row in retrieved]
+    spans = [list(zip([0, *found[:-1]], found, strict=True)) for found in ends]
     return Passages(retrieved, questions, chunks, spans)
 
 

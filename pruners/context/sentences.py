@@ -206,10 +206,12 @@ def _indented_code(lines: list[_Line], i: int, state: _State) -> int:
         return i
     j = last = i
     marked = filled = 0
+    depth = _indent(lines[i].body)
     while j < len(lines):
         body = lines[j].body
         if body.strip():
-            if _indent(body) < least:
+            # After a blank line, what stands further left is the prose around the block.
+            if _indent(body) < (least if lines[j - 1].body.strip() else depth):
                 break
             last = j + 1
             filled += 1

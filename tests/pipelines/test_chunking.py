@@ -66,6 +66,8 @@ def test_golden_chunks_are_balanced():
     chunks = chunking.chunk_document(document(text), Words(), max_tokens=12)
     assert [c.tokens for c in chunks] == [9, 12, 9]
     assert [text[c.start : c.end].split()[-1] for c in chunks] == ["three.", "seven.", "ten."]
+    # "Word number one. " is 17 characters, and so on; the white space after the last is cut.
+    assert chunks[0].sentence_ends == (17, 34, 52)
 
 
 def test_overlap_repeats_the_last_sentence():
@@ -106,6 +108,8 @@ def test_every_word_is_in_a_chunk_and_none_is_too_long(pieces, limit, overlap):
         body = text[chunk.start : chunk.end]
         assert body == body.strip()
         assert body
+        assert chunk.sentence_ends[-1] == len(body)
+        assert list(chunk.sentence_ends) == sorted(set(chunk.sentence_ends))
         for i in range(chunk.start, chunk.end):
             covered[i] = True
     assert all(done or text[i].isspace() for i, done in enumerate(covered))
@@ -119,3 +123,15 @@ def test_packaged_tokenizer_counts_words_of_a_long_text():
     # Its own file truncates at 128 tokens; a counter must not.
     (offsets,) = counter.offsets(["word " * 1000])
     assert len(offsets) == 1000
+
+
+def test_prose_after_an_indented_example_is_not_part_of_the_example():
+    text = (
+        "method(x)\n\n   Do it. For example:\n\n      >>> method(1)\n      2\n\n   If the value is"
+        " missing, another\n   way is taken. That is all.\n"
+    )
+    (chunk,) = chunking.chunk_document(document(text), Words(), max_tokens=100)
+    body = text[chunk.start : chunk.end]
+    ends = [0, *chunk.sentence_ends]
+    pieces = [body[a:b].split()[0] for a, b in zip(ends, ends[1:], strict=False)]
+    assert pieces == ["method(x)", "Do", "For", ">>>", "If", "That"]
