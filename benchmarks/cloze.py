@@ -35,9 +35,12 @@ _PRONOUN = re.compile(
 _PREPOSITION = re.compile(
     r"\b(in|at|from|on|by|of|near|to|with|for|as|and)\s+(?:the\s+)?$", re.IGNORECASE
 )
-_FUNCTION = frozenset(
-    ["a", "an", "the", "of", "in", "on", "at", "to", "for", "by", "with", "and", "or", "as", "is", "are", "was", "were", "be", "been", "being", "that", "which", "who", "whom", "his", "her", "its", "their", "it", "he", "she", "they", "this", "these", "those", "from", "also", "has", "have", "had", "not", "but", "into", "than", "then", "there", "when", "while"]
+_FUNCTION_WORDS = (
+    "a an the of in on at to for by with and or as is are was were be been being that which who "
+    "whom his her its their it he she they this these those from also has have had not but into "
+    "than then there when while"
 )
+_FUNCTION = frozenset(_FUNCTION_WORDS.split())
 _WHEN = ("when was", "when did", "when", "what year", "what year was")
 _HOW_MANY = ("how many", "how much", "what number of", "how many")
 _WHERE = ("where", "where is", "where was", "where did", "which place", "what country")
