@@ -70,9 +70,11 @@ class MethodOptions(StepOptions):
     def known_keys(cls, given: Mapping[str, Any]) -> list[str]:
         """`method`, the step's own options, and the options of the method named."""
         own = [name for name in cls.model_fields if name != "options"]
-        default = cls.model_fields["method"].default
-        method = METHODS.get(str(given.get("method", default)))
-        return own + ([f.name for f in dataclasses.fields(method)] if method else [])  # type: ignore[arg-type]
+        name = given.get("method", cls.model_fields["method"].default)
+        if name not in cls.allowed():
+            # Validation says what is wrong with the method; its options cannot be judged.
+            return [*own, *(key for key in given if key not in own)]
+        return own + [field.name for field in dataclasses.fields(METHODS[name])]  # type: ignore[arg-type]
 
     @model_validator(mode="before")
     @classmethod

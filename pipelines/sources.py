@@ -104,8 +104,15 @@ class Scan:
     skipped: tuple[str, ...] = field(default=())
 
 
-def scan(paths: Sequence[str], *, format: Format | None = None) -> Scan:  # noqa: A002
+def scan(
+    paths: Sequence[str],
+    *,
+    format: Format | None = None,  # noqa: A002
+    piece_bytes: int = PIECE_BYTES,
+) -> Scan:
     """Look at files, folders (recursively) and glob patterns; hash what they hold.
+
+    JSONL and Parquet files beyond `piece_bytes` become several pieces.
 
     Raises
     ------
@@ -131,7 +138,7 @@ def scan(paths: Sequence[str], *, format: Format | None = None) -> Scan:  # noqa
                     )
                 skipped.append(name)
                 continue
-            made, digest = _pieces_of(file, name, kind)
+            made, digest = _pieces_of(file, name, kind, piece_bytes)
             whole.update(f"{len(name)}:{name}:{kind}:{digest};".encode())
             pieces.extend(made)
             files += 1
@@ -209,18 +216,20 @@ def _fixed_parts(pattern: Path) -> list[str]:
     return parts
 
 
-def _pieces_of(file: Path, name: str, kind: Format) -> tuple[list[Piece], str]:
+def _pieces_of(
+    file: Path, name: str, kind: Format, piece_bytes: int
+) -> tuple[list[Piece], str]:
     size = file.stat().st_size
     if kind == "jsonl":
-        return _jsonl_pieces(file, name)
+        return _jsonl_pieces(file, name, piece_bytes)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if kind == "parquet":
-        return _parquet_pieces(file, name), digest
+        return _parquet_pieces(file, name, piece_bytes), digest
     return [Piece(str(file), name, kind, size)], digest
 
 
-def _jsonl_pieces(file: Path, name: str) -> tuple[list[Piece], str]:
+def _jsonl_pieces(file: Path, name: str, piece_bytes: int) -> tuple[list[Piece], str]:
     """Cut at line ends, hashing and counting lines on the way: one pass, one block in memory."""
     digest = hashlib.sha256()
     pieces: list[Piece] = []
@@ -231,7 +240,7 @@ def _jsonl_pieces(file: Path, name: str) -> tuple[list[Piece], str]:
             digest.update(line)
             position += len(line)
             row += 1
-            if position - start >= PIECE_BYTES:
+            if position - start >= piece_bytes:
                 pieces.append(
                     Piece(str(file), name, "jsonl", position - start, start, position, first_row)
                 )
@@ -242,7 +251,7 @@ def _jsonl_pieces(file: Path, name: str) -> tuple[list[Piece], str]:
     return pieces, digest.hexdigest()
 
 
-def _parquet_pieces(file: Path, name: str) -> list[Piece]:
+def _parquet_pieces(file: Path, name: str, piece_bytes: int) -> list[Piece]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -256,7 +265,7 @@ def _parquet_pieces(file: Path, name: str) -> list[Piece]:
     for group in range(metadata.num_row_groups):
         size += metadata.row_group(group).total_byte_size
         row += metadata.row_group(group).num_rows
-        if size >= PIECE_BYTES or group == metadata.num_row_groups - 1:
+        if size >= piece_bytes or group == metadata.num_row_groups - 1:
             pieces.append(Piece(str(file), name, "parquet", size, start, group + 1, first_row))
             start, size, first_row = group + 1, 0, row
     return pieces

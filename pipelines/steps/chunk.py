@@ -47,6 +47,9 @@ class ChunkOptions(StepOptions):
         Longest chunk, in those tokens, without title and special tokens.
     overlap
         Sentences repeated from the chunk before, within a section.
+    shard_bytes
+        About so many bytes of sources make a shard, the unit of work that is redone after a
+        failure. The rows are the same for any value, so it does not enter the key.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path",)
@@ -58,15 +61,16 @@ class ChunkOptions(StepOptions):
     tokenizer: str = "all-MiniLM-L6-v2"
     max_tokens: int = Field(default=160, ge=8, le=100_000)
     overlap: int = Field(default=0, ge=0, le=100)
+    shard_bytes: int = Field(default=sources.PIECE_BYTES, ge=1)
 
 
 def plan(options: ChunkOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
-    """Scan the files; one shard for each eight megabytes or so."""
+    """Scan the files; one shard for each `shard_bytes` or so."""
     paths = [options.path] if isinstance(options.path, str) else options.path
-    found = sources.scan(paths, format=options.format)
+    found = sources.scan(paths, format=options.format, piece_bytes=options.shard_bytes)
     resolved = encoder(options.tokenizer)
-    identity = options.model_dump(exclude={"path", "format"}) | {"source_digest": found.digest}
-    groups = sources.group_pieces(found.pieces)
+    identity = options.model_dump(exclude={"path", "format", "shard_bytes"}) | {"source_digest": found.digest}
+    groups = sources.group_pieces(found.pieces, options.shard_bytes)
     return Plan(
         SCHEMA,
         len(groups),

@@ -109,12 +109,11 @@ def test_jsonl_rows_and_every_kind_of_bad_row(tmp_path):
     assert "surrogate" in rejects.seen[5][1]
 
 
-def test_large_jsonl_is_cut_at_lines_and_loses_none(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 200)
+def test_large_jsonl_is_cut_at_lines_and_loses_none(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": f"row {i} " + "x" * (i % 37)} for i in range(100)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = sources.scan([str(path)])
+    found = sources.scan([str(path)], piece_bytes=200)
     assert len(found.pieces) > 10
     docs = [d for piece in reversed(found.pieces) for d in sources.read_piece(piece, Rejects())]
     by_row = sorted((int(d.source.split("#")[1]), d.text) for d in docs)
@@ -125,13 +124,12 @@ def test_large_jsonl_is_cut_at_lines_and_loses_none(tmp_path, monkeypatch):
     assert found.digest == whole
 
 
-def test_parquet_row_groups_and_missing_column(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 1)
+def test_parquet_row_groups_and_missing_column(tmp_path):
     path = tmp_path / "t.parquet"
     table = pa.table({"text": [f"t{i}" for i in range(9)] + [None], "n": list(range(10))})
     pq.write_table(table, path, row_group_size=4)
     rejects = Rejects()
-    docs = read(path, rejects)
+    docs = read(path, rejects, piece_bytes=1)
     assert [(d.source, d.text) for d in docs] == [(f"t.parquet#{i + 1}", f"t{i}") for i in range(9)]
     assert rejects.seen[0][2] == "t.parquet, row 10, column text"
     piece = sources.scan([str(path)]).pieces[0]
