@@ -23,7 +23,7 @@ _SCAN = re.compile(
 _CLOSERS = re.compile(
     r"(?:''|[\"'”’»›)\]}」』）】》〉〕＂]|\[(?:\d{1,4}|[a-z]|note \d{1,3}|citation needed)\])*"
 )
-_CLOSER_AFTER_SPACE = re.compile(r"[ \u00a0](?:''|[”’)\]])(?=\s|$)")
+_CLOSER_AFTER_SPACE = re.compile(r"[ \u00a0](?:''|[”’»)\]])(?=\s|$)")
 _SPACE = re.compile(r"\s*")
 _OPENERS = "\"'“‘„‚«‹([{「『（【《〈〔¿¡`"
 _JAPANESE_QUOTED = re.compile("(?:って|と|という|など|の|は|が|を|に|も)[^\\s]")
