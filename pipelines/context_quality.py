@@ -168,10 +168,9 @@ class _Measuring:
         # float64 throughout: float32 scores would meet a threshold rounded to float32.
         self.scores = replace(
             scores,
-            **{
-                name: {k: np.asarray(v, np.float64) for k, v in getattr(scores, name).items()}
-                for name in ("sentence", "passage", "other")
-            },
+            sentence=_doubles(scores.sentence),
+            passage=_doubles(scores.passage),
+            other=_doubles(scores.other),
         )
         self.weights = bootstrap_weights(data.questions, settings.resamples, settings.seed)
         self.figures: list[Figure] = []
@@ -343,6 +342,10 @@ class _Measuring:
     def resampled_passages(self, passages: int) -> Ints:
         """Resamples over passages, for figures that no labelled question stands behind."""
         return bootstrap_weights(passages, self.settings.resamples, self.settings.seed + 1)
+
+
+def _doubles(scores: Mapping[str, Floats]) -> dict[str, Floats]:
+    return {name: np.asarray(score, np.float64) for name, score in scores.items()}
 
 
 def _removed(chars: Ints, keep: Bools, passage: Ints, run: _Measuring) -> Interval:

@@ -106,7 +106,7 @@ def other_pairs(rows: Sequence[ContextRow], count: int, seed: int) -> list[Conte
     for row in rows:
         first.setdefault(row.group, row)
     groups = sorted(first)
-    order = np.argsort(uniform(seed, row_ids(groups)), kind="stable") if groups else []
+    order = np.argsort(uniform(seed, row_ids(groups)), kind="stable")
     ring = [first[groups[i]] for i in order]
     made = []
     for i, row in enumerate(ring[:count]):

@@ -161,7 +161,7 @@ def evaluate_context(
             return evaluate_context(
                 options, Store(folder), workers=workers, threads=threads, progress=progress
             )
-    scored = {}
+    scored: dict[str, str] = {}
     for method in dict.fromkeys(options.methods):
         context = StepContext(
             store=store,
