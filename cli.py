@@ -365,14 +365,9 @@ def train_provence(
     from .pipelines.train_provence import TrainProvenceOptions
     from .pipelines.train_provence import train_provence as train
 
-    options: dict[str, Any] = {}
-    for setting in settings or []:
-        key, sign, value = setting.partition("=")
-        if not sign:
-            raise InputError(f"`--set {setting}` must look like key=value, for example epochs=2.")
-        options[key.strip()] = yaml.safe_load(value)
-    made = _validated(TrainProvenceOptions, {**options, "rows": str(rows), "out": str(out)})
-    result = train(made)
+    _log_to_stderr()
+    given = {key: yaml.safe_load(value) for key, value in _pairs(settings)}
+    result = train(_validated(TrainProvenceOptions, {**given, "rows": rows, "output": out}))
     if as_json:
         _print_json(_plain(result))
         return
@@ -382,10 +377,13 @@ def train_provence(
 
 @evaluate_app.command("context")
 def evaluate_context(
-    rows: Annotated[Path, typer.Option(help="Labelled rows, JSON lines or Parquet.")],
+    rows: Annotated[
+        list[str], typer.Option(help="Labelled rows, JSON lines or Parquet; repeatable.")
+    ],
     model: Annotated[str, typer.Option(help="`default`, a folder, or a hub id.")] = "default",
     settings: SetOption = None,
     store: StoreOption = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes over shards.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Evidence kept against text removed, for a model and every baseline, with intervals."""
@@ -394,20 +392,27 @@ def evaluate_context(
     from .pipelines.evaluate_context import EvaluateContextOptions
     from .pipelines.evaluate_context import evaluate_context as evaluate
 
-    options = {key: yaml.safe_load(value) for key, value in _pairs(settings)}
-    made = _validated(EvaluateContextOptions, {**options, "rows": str(rows), "model": model})
-    result = evaluate(made, _store(store))
+    given = {key: yaml.safe_load(value) for key, value in _pairs(settings)}
+    made = _validated(EvaluateContextOptions, {**given, "rows": rows, "model": model})
+    with _progress(quiet=as_json) as progress:
+        result = evaluate(made, _store(store), workers=workers, progress=progress)
     if as_json:
-        _print_json(result.as_json())
+        _print_json(result.to_json())
         return
-    typer.echo(result.markdown())
+    typer.echo(result.to_markdown())
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s")
 
 
 def _pairs(settings: Sequence[str] | None) -> Iterator[tuple[str, str]]:
     for setting in settings or ():
         key, sign, value = setting.partition("=")
         if not sign:
-            raise InputError(f"`--set {setting}` must look like key=value.")
+            raise InputError(f"`--set {setting}` must look like key=value, for example epochs=2.")
         yield key.strip(), value
 
 
