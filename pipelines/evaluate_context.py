@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -18,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from ..errors import RecipeError, StoreError
+from ..errors import InputError, RecipeError, StoreError
 from ..storage import Store, Table, TableWriter, row_id
-from .context_metrics import Labelled
+from .context_metrics import Ints, Labelled
 from .context_quality import Quality, Scores, Settings, measure
 from .context_scores import (
     METHOD_NAMES,
@@ -31,7 +32,7 @@ from .context_scores import (
     ScoreOptions,
 )
 from .engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
-from .evaluation_rows import cached_rows, flatten
+from .evaluation_rows import ContextRow, cached_rows, flatten
 from .progress import Progress, Silent
 from .quality_markdown import to_markdown
 
@@ -53,6 +54,9 @@ class FigureOptions(StepOptions):
         Numbers of sentences kept of each passage under the best-k rule.
     resamples
         Bootstrap resamples by question, for 95 % percentile intervals.
+    min_sentences, labelled_only, candidates
+        Which of the scored rows are measured: passages of at least so many sentences; those
+        with a label alone; the first so many rows of each question (None: all).
     """
 
     threshold: float | None = Field(None, ge=0, lt=1)
@@ -62,6 +66,9 @@ class FigureOptions(StepOptions):
     targets: list[float] = Field(default=[0.5, 0.59, 0.7])
     best_k: list[int] = Field(default=[1, 2, 3])
     resamples: int = Field(2000, ge=1)
+    min_sentences: int = Field(1, ge=1)
+    labelled_only: bool = False
+    candidates: int | None = Field(None, ge=1)
 
     @field_validator("thresholds", "targets")
     @classmethod
@@ -216,7 +223,8 @@ def _shard(job: Job, shard: int, out: Rows) -> None:
 
 def _finish(job: Job, writer: TableWriter) -> None:
     options = _options(job)
-    data = flatten(cached_rows(options.rows)).data
+    rows = cached_rows(options.rows)
+    data = flatten([rows[i] for i in chosen_rows(rows, options)]).data
     tables = _tables(job)
     summary = {
         "questions": data.questions,
@@ -271,7 +279,9 @@ _made: dict[str, Quality] = {}  # of the one key that this process measured last
 def _quality(job: Job) -> Quality:
     if job.key not in _made:
         options, tables = _options(job), _tables(job)
-        data = flatten(cached_rows(options.rows)).data
+        rows = cached_rows(options.rows)
+        chosen = chosen_rows(rows, options)
+        data = flatten([rows[i] for i in chosen]).data
         settings = Settings(
             main=MAIN,
             threshold=_threshold(options, tables),
@@ -282,14 +292,34 @@ def _quality(job: Job) -> Quality:
             seed=job.seed,
             probabilities=PROBABILITIES,
         )
-        scores = scores_of({name: table.to_table() for name, table in tables.items()}, data)
+        read = {name: table.to_table() for name, table in tables.items()}
+        scores = scores_of(read, data, chosen)
         _made.clear()
         _made[job.key] = measure(data, scores, settings)
     return _made[job.key]
 
 
-def scores_of(tables: Mapping[str, pa.Table], data: Labelled) -> Scores:
-    """`context_scores` tables by method as arrays, own passages and others apart.
+def chosen_rows(rows: Sequence[ContextRow], options: FigureOptions) -> Ints:
+    """Numbers of the rows to measure, rising; InputError where none is left."""
+    seen: Counter[str] = Counter()
+    found = []
+    for number, row in enumerate(rows):
+        seen[row.group] += 1
+        first = options.candidates is None or seen[row.group] <= options.candidates
+        long = len(row.sentences) >= options.min_sentences
+        if first and long and (row.labels is not None or not options.labelled_only):
+            found.append(number)
+    if not found:
+        raise InputError(
+            f"none of the {len(rows)} rows is left to measure with min_sentences ="
+            f" {options.min_sentences}, labelled_only = {options.labelled_only}, candidates ="
+            f" {options.candidates}. Ask for less, or give other rows."
+        )
+    return np.array(found, np.int64)
+
+
+def scores_of(tables: Mapping[str, pa.Table], data: Labelled, chosen: Ints) -> Scores:
+    """`context_scores` tables by method as arrays: the chosen rows, and the others apart.
 
     Raises
     ------
@@ -304,18 +334,19 @@ def scores_of(tables: Mapping[str, pa.Table], data: Labelled) -> Scores:
             name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names
         }
         other = columns["other"].astype(np.bool_)
-        if not np.array_equal(columns["chars"][~other], data.chars):
+        own = ~other & np.isin(columns["row"], chosen)
+        if not np.array_equal(columns["chars"][own], data.chars):
             raise StoreError(
                 f"the scores of `{method}` were made from other sentences than the rows hold: the"
                 " rows file changed while it was evaluated. Run again."
             )
-        sentence[method] = columns["score"][~other].astype(np.float64)
+        sentence[method] = columns["score"][own].astype(np.float64)
         if other.any():
             strange[method] = columns["score"][other].astype(np.float64)
             chars = columns["chars"][other]
             place = np.unique(columns["row"][other], return_inverse=True)[1].astype(np.int64)
         if not table.column("rank").null_count:
-            passage[method] = columns["rank"][~other][starts].astype(np.float64)
+            passage[method] = columns["rank"][own][starts].astype(np.float64)
     return Scores(sentence, passage, strange, chars, place)
 
 

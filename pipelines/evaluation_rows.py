@@ -12,8 +12,8 @@ sentences     list of [start, end]    character borders in the passage, in order
                                       them may stand white space. If absent, split here
 labels        list of integers        one a sentence: 1 evidence, 0 not, -1 unknown
 answers       list of strings         accepted answers, any of them counts
-relevant      0 or 1                  the passage answers the question; if absent, whether
-                                      `labels` holds a 1 (unknown where labels are absent)
+relevant      1, 0 or -1              the passage answers the question, does not, unknown. If
+                                      absent, whether `labels` holds a 1 (unknown without)
 group         string                  id of the question; rows of one group are its
                                       candidates. If absent, the question itself
 teacher_score number or null          a teacher's score; passed on by silver labelling
@@ -229,8 +229,8 @@ def _labels(given: Any, n: int, where: str) -> tuple[int, ...] | None:
 
 def _relevant(given: Any, labels: tuple[int, ...] | None, where: str) -> int:
     if given is not None:
-        if given not in (0, 1):
-            raise InputError(f"{where}: `relevant` must be 0 or 1; found {given!r}.")
+        if given not in (-1, 0, 1):
+            raise InputError(f"{where}: `relevant` must be 1, 0 or -1; found {given!r}.")
         return int(given)
     if labels is None or (1 not in labels and -1 in labels):
         return -1

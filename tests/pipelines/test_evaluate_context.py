@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,6 +178,23 @@ def test_pairs_with_another_question_are_strange_and_do_not_depend_on_order(smal
     assert other_pairs(ordered, 8, seed=1) == pairs
     assert other_pairs(rows, 8, seed=2) != pairs
     assert other_pairs(rows[:2], 8, seed=1) == []  # nobody to pair with
+
+
+def test_measuring_some_of_the_scored_rows_equals_scoring_those_alone(small, evaluated, tmp_path):
+    store, _ = evaluated
+    options = {**small, "methods": ["cosine", "first_k"], "other_pairs": 0}
+    some = EvaluateContextOptions(**options, min_sentences=4, labelled_only=True, candidates=1)
+    lines = Path(small["rows"][0]).read_text().splitlines()[::3]  # the first candidates have four
+    path = tmp_path / "some.jsonl"
+    path.write_text("\n".join(lines))
+    alone = EvaluateContextOptions(**{**options, "rows": [str(path)]})
+    one, other = evaluate_context(some, store).quality, evaluate_context(alone).quality
+    for figure in other.figures:
+        again = one.find(figure.method, figure.rule, figure.metric, figure.at)
+        assert again.value == pytest.approx(figure.value, abs=1e-6)
+        assert again.n == figure.n
+    with pytest.raises(InputError, match="min_sentences = 9"):
+        evaluate_context(EvaluateContextOptions(**options, min_sentences=9), store)
 
 
 def test_bad_rows_and_options_are_refused(tmp_path, small):
