@@ -100,11 +100,21 @@ def _equal(quality: Quality) -> str:
             ("answer_kept", False),
             ("answer_kept_lead", True),
             ("f2", False),
+            ("removed", False),
         ]
         tables.append(
             _table(
-                f"One threshold for all, {at:.0%} of the characters removed:",
-                ["method", "evidence kept", "our lead", "answer kept", "our lead", "F2"],
+                f"One threshold for all, {at:.0%} of the characters removed (F2 of whole"
+                " sentences, at the nearest share that a threshold reaches):",
+                [
+                    "method",
+                    "evidence kept",
+                    "our lead",
+                    "answer kept",
+                    "our lead",
+                    "F2",
+                    "removed there",
+                ],
                 _rows(quality, "equal", at, columns),
             )
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from ..context_scores import SCORES
 from ..engine import StepSpec
+from ..evaluate_context import EVALUATE
+from ..silver_labels import SILVER
 from . import (
     chunk,
     context_signals,
@@ -31,4 +34,7 @@ STEPS: dict[str, StepSpec] = {
     "evaluate": evaluate.SPEC,
     "sweep": sweep.SPEC,
     "report": report.SPEC,
+    "label_silver": SILVER,
+    "context_scores": SCORES,
+    "evaluate_context": EVALUATE,
 }

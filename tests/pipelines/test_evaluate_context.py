@@ -137,14 +137,16 @@ def test_other_settings_run_no_model(small, evaluated, monkeypatch):
     assert again.summary["key"] != report.summary["key"]
 
 
-def test_shards_and_workers_change_nothing(small, evaluated, tmp_path):
+def test_shards_and_workers_change_nothing(small, evaluated):
     _, report = evaluated
-    options = {**small, "methods": ["lexrank", "first_k", "random"], "shard_rows": 16}
+    options = {**small, "methods": ["lexrank", "random"]}
     whole = evaluate_context(EvaluateContextOptions(**{**options, "shard_rows": 1000}))
+    shared = evaluate_context(EvaluateContextOptions(**options), workers=2)
     for method in options["methods"]:
         for metric in ("evidence_kept", "f2", "removed"):
-            one = whole.quality.find(method, "best", metric, 2.0)
-            assert one == report.quality.find(method, "best", metric, 2.0)
+            one = report.quality.find(method, "best", metric, 2.0)
+            assert whole.quality.find(method, "best", metric, 2.0) == one
+            assert shared.quality.find(method, "best", metric, 2.0) == one
 
 
 def test_markdown_holds_every_table(evaluated):
