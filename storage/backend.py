@@ -186,7 +186,7 @@ class LocalBackend:
 
     def scratch(self, path: str) -> Path:
         folder = self._at(path)
-        _make_folder(folder)
+        folder.mkdir(parents=True)
         return folder
 
     def local(self, path: str) -> Path | None:

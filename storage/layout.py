@@ -68,7 +68,7 @@ def attachment(label: str, sha256: str) -> str:
     return f"files/{sha256[:12]}-{label}"
 
 
-def check_name(label: str, what: str = "name") -> str:
+def check_name(label: str, what: str = "a name") -> str:
     """Return the name if it may stand in a path.
 
     Raises:
@@ -76,7 +76,7 @@ def check_name(label: str, what: str = "name") -> str:
     """
     if not isinstance(label, str) or not _NAME.fullmatch(label):
         raise InputError(
-            f"expected a {what} of up to 128 letters, digits, '.', '_' or '-' that starts with "
+            f"expected {what} of up to 128 letters, digits, '.', '_' or '-' that starts with "
             f"a letter or digit, found {label!r}"
         )
     return label

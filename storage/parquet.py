@@ -4,7 +4,6 @@ import base64
 import bisect
 import hashlib
 import io
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,15 +55,8 @@ class _HashingFile(io.RawIOBase):
 
     def close(self) -> None:
         if not self._file.closed:
-            try:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            finally:
-                self._file.close()
+            self._file.close()
         super().close()
-
-    def fileno(self) -> int:
-        return self._file.fileno()
 
 
 class PartWriter:
@@ -120,7 +112,7 @@ class PartWriter:
         self._pending_rows = self._pending_bytes = 0
 
     def close(self) -> None:
-        """Write what is left and the footer; the file is durable when this returns."""
+        """Write what is left and the footer. (`Backend.place` makes the file durable.)"""
         self._flush()
         self._writer.close()
         self._file.close()

@@ -91,7 +91,7 @@ class Store:
                     "use Store.resolve to get the key of a name"
                 )
         return key_of(
-            step=layout.check_name(step, "step"),
+            step=layout.check_name(step, "a step"),
             version=version,
             options=dict(options or {}),
             inputs=list(inputs),

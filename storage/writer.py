@@ -303,7 +303,7 @@ class TableWriter:
             InputError: a name that cannot be a file name, or was used before.
             StoreError: the file cannot be read or stored.
         """
-        layout.check_name(name, "attachment name")
+        layout.check_name(name, "an attachment name")
         if name in self._attachments:
             raise InputError(f"expected a new attachment name, found {name!r} a second time")
         if self.committed:
