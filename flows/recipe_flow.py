@@ -18,19 +18,20 @@ from prefect.states import State
 from prefect.tasks import Task
 
 from ..errors import InputError, ModelError
+from ..pipelines.engine import WorkerPool
 from ..pipelines.progress import Progress
 from ..pipelines.recipe import Recipe, apply_overrides, load_recipe, recipe_of
 from ..pipelines.run import RunResult, context_of
 from ..pipelines.steps import STEPS
 from ..storage import Manifest, Store
 
-NoServerError = httpx.HTTPError
 RETRIES = 2
 RETRY_DELAYS = [1, 5]
 
 # A store opened with options (keys of a bucket) and a progress bar are for this process: they
 # must not become parameters, which Prefect stores and shows.
 _HERE: ContextVar[tuple[Store, Progress | None] | None] = ContextVar("_HERE", default=None)
+_POOL: ContextVar[WorkerPool | None] = ContextVar("_POOL", default=None)
 
 
 @contextmanager
@@ -48,6 +49,14 @@ def _here(uri: str) -> tuple[Store, Progress | None]:
     if held is not None and str(held[0].uri) == uri:
         return held
     return Store(uri), None
+
+
+def no_server(error: Exception) -> bool:
+    """Whether Prefect failed to reach or start a server; it says so with a bare RuntimeError."""
+    if isinstance(error, httpx.HTTPError):
+        return True
+    words = ("Failed to reach API", "Timed out while attempting to connect", "ephemeral")
+    return type(error) is RuntimeError and any(word in str(error) for word in words)
 
 
 def worth_retrying(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
@@ -82,7 +91,13 @@ def run_step(
     this = checked.step(step)
     opened, progress = _here(store)
     context = context_of(
-        checked, this, opened, progress=progress, workers=workers, threads=threads
+        checked,
+        this,
+        opened,
+        progress=progress,
+        workers=workers,
+        threads=threads,
+        pool=_POOL.get(),
     )
     return STEPS[this.step](this.options, inputs, context).key
 
@@ -97,9 +112,16 @@ def _run(
     """Run every step in order; step name to key."""
     checked = recipe_of(recipe, Path(folder))
     keys: dict[str, str] = {}
-    for step in checked.steps:
-        inputs = {role: keys[name] for role, name in step.inputs.items()}
-        keys[step.name] = run_step(recipe, folder, step.name, inputs, store, workers, threads)
+    with WorkerPool(workers, threads) as pool:
+        token = _POOL.set(pool)
+        try:
+            for step in checked.steps:
+                inputs = {role: keys[name] for role, name in step.inputs.items()}
+                keys[step.name] = run_step(
+                    recipe, folder, step.name, inputs, store, workers, threads
+                )
+        finally:
+            _POOL.reset(token)
     _publish(checked, _here(store)[0], keys)
     return keys
 

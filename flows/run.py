@@ -50,7 +50,7 @@ def run_flow(
     if quiet:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
-    from .recipe_flow import NoServerError, flow_of, running_with
+    from .recipe_flow import flow_of, no_server, running_with
 
     opened = Store(store) if isinstance(store, str | Path) else store
     try:
@@ -62,7 +62,9 @@ def run_flow(
                 workers=workers,
                 threads=threads,
             )
-    except NoServerError as error:
+    except Exception as error:
+        if not no_server(error):
+            raise
         raise PruneryError(
             f"Prefect's server does not answer: {error}. Check PREFECT_API_URL, or run without"
             " Prefect (--plain)."

@@ -117,6 +117,7 @@ class StepContext:
     workers: int = 1
     threads: int | None = None
     progress: Progress = field(default_factory=Silent)
+    pool: WorkerPool | None = None
 
 
 @dataclass(frozen=True)
@@ -294,29 +295,60 @@ def _one_shard(spec: StepSpec, job: Job, shard: int, writer: TableWriter) -> Non
         spec.shard(job, shard, Rows(out, job.tolerant))
 
 
+class WorkerPool:
+    """Processes that share the shards of one step after another, started when first needed.
+
+    A worker keeps its models between steps. Use it as a context manager.
+    """
+
+    def __init__(self, workers: int, threads: int | None = None) -> None:
+        self._workers = workers
+        self._threads = threads
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def run(self, job: Job, pending: list[int], progress: Progress) -> None:
+        """Make those shards; the first failure stops the rest."""
+        if self._pool is None:
+            # spawn: a forked child of a process with OpenMP or gRPC threads can hang.
+            self._pool = ProcessPoolExecutor(
+                self._workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_limit_threads,
+                initargs=(self._threads,),
+            )
+        left = {self._pool.submit(run_shard, job, shard) for shard in pending}
+        try:
+            while left:
+                done, left = wait(left, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    progress.advance()
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise PruneryError(
+                f"a worker process of step `{job.step}` died (killed, or out of memory). The"
+                " shards that were done are kept: run again, with fewer workers if memory was"
+                " short."
+            ) from error
+        finally:
+            for future in left:
+                future.cancel()
+
+
 def _in_processes(job: Job, pending: list[int], context: StepContext) -> None:
-    # spawn: a forked child of a process with OpenMP or gRPC threads can hang.
-    spawn = multiprocessing.get_context("spawn")
-    workers = min(context.workers, len(pending))
-    try:
-        with ProcessPoolExecutor(
-            workers, mp_context=spawn, initializer=_limit_threads, initargs=(context.threads,)
-        ) as pool:
-            left = {pool.submit(run_shard, job, shard) for shard in pending}
-            try:
-                while left:
-                    done, left = wait(left, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                        context.progress.advance()
-            finally:
-                for future in left:
-                    future.cancel()
-    except BrokenProcessPool as error:
-        raise PruneryError(
-            f"a worker process of step `{job.step}` died (killed, or out of memory). The shards"
-            " that were done are kept: run again, with fewer workers if memory was short."
-        ) from error
+    if context.pool is not None:
+        context.pool.run(job, pending, context.progress)
+        return
+    with WorkerPool(min(context.workers, len(pending)), context.threads) as pool:
+        pool.run(job, pending, context.progress)
 
 
 def _limit_threads(threads: int | None) -> None:

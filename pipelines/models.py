@@ -76,7 +76,7 @@ def sentence_encoder(folder: str, device: str | None = None) -> SentenceEncoder:
 
 
 @lru_cache(maxsize=2)
-def provence(name: str, device: str | None = None, dtype: str | None = None) -> LoadedProvence:
+def provence(name: str, device: str | None = None, dtype: str = "float32") -> LoadedProvence:
     """A Provence network, read once a process."""
     from ..pruners.models.provence import load_provence
 

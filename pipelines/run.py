@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import Manifest, Store
-from .engine import StepContext
+from .engine import StepContext, WorkerPool
 from .progress import Progress, Silent
 from .recipe import Recipe, Step
 from .run_totals import fate, totals
@@ -108,12 +108,13 @@ def run_recipe(
         A step failed; what was done before it is kept and not repeated by the next run.
     """
     manifests: dict[str, Manifest] = {}
-    for step in recipe.steps:
-        context = context_of(
-            recipe, step, store, progress=progress, workers=workers, threads=threads
-        )
-        inputs = {role: manifests[name].key for role, name in step.inputs.items()}
-        manifests[step.name] = STEPS[step.step](step.options, inputs, context)
+    with WorkerPool(workers, threads) as pool:
+        for step in recipe.steps:
+            context = context_of(
+                recipe, step, store, progress=progress, workers=workers, threads=threads, pool=pool
+            )
+            inputs = {role: manifests[name].key for role, name in step.inputs.items()}
+            manifests[step.name] = STEPS[step.step](step.options, inputs, context)
     return RunResult(recipe.name, store, manifests)
 
 
@@ -125,6 +126,7 @@ def context_of(
     progress: Progress | None = None,
     workers: int = 1,
     threads: int | None = None,
+    pool: WorkerPool | None = None,
 ) -> StepContext:
     """The context in which a recipe runs one of its steps."""
     return StepContext(
@@ -135,6 +137,7 @@ def context_of(
         workers=workers,
         threads=threads,
         progress=progress or Silent(),
+        pool=pool,
     )
 
 

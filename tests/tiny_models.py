@@ -24,7 +24,7 @@ def _bert(seed: int) -> BertModel:
 def tiny_encoder(folder: Path) -> Path:
     """A sentence-transformers model of 32 numbers a vector."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers import models as modules
+    from sentence_transformers.sentence_transformer import modules
 
     base = folder / "base"
     _bert(1).save_pretrained(base)
@@ -47,6 +47,7 @@ def tiny_provence(folder: Path) -> Path:
     with torch.no_grad():
         model.keep_head.weight.mul_(20)
         model.rank_head.out.weight.mul_(5)
+        _centre(model)
     heads = {k: v for k, v in model.state_dict().items() if not k.startswith("encoder.")}
     return save_provence(
         folder / "provence",
@@ -55,3 +56,15 @@ def tiny_provence(folder: Path) -> Path:
         encoder=encoder,
         tokenizer=packaged_tokenizer(),
     )
+
+
+def _centre(model) -> None:
+    """Shift both heads so that scores of common words lie on both sides of 0."""
+    words = "the tomato is a fruit . where do olives grow ? kiwi plum figs sea green red".split()
+    tokenizer = packaged_tokenizer()
+    questions = [" ".join(words[i : i + 5]) for i in range(len(words) - 5)]
+    passages = [" ".join(words[i::3] + words[::-1]) for i in range(len(questions))]
+    batch = tokenizer(questions, passages, return_tensors="pt", padding=True)
+    out = model.eval()(**batch)
+    model.keep_head.bias[1] -= out.keep_logit[batch["attention_mask"] == 1].median()
+    model.rank_head.out.bias -= out.rank_logit.median()

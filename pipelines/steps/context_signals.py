@@ -76,7 +76,8 @@ class ContextSignalsOptions(StepOptions):
     questions_a_shard
         Questions whose passages go through the model together.
     device, dtype
-        Of the network; `dtype` changes numbers, so it enters the key.
+        Of the network. `dtype` changes numbers, so it enters the key and is not chosen by what
+        the machine can do: bfloat16 is about twice as fast where the processor has it.
     """
 
     signals: list[Signal] = Field(default=["provence", "cosine"], min_length=1)
@@ -85,7 +86,7 @@ class ContextSignalsOptions(StepOptions):
     title: bool = True
     questions_a_shard: int = Field(default=16, ge=1, le=4096)
     device: str | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True)
