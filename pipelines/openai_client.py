@@ -24,7 +24,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from ..errors import BudgetError, InputError, ModelError, PruneryWarning
 
@@ -45,7 +45,9 @@ class Endpoint(BaseModel):
 
     The API key is read from the environment variable `api_key_env` and never stored; a server
     that needs none is asked without. `timeout_seconds` bounds one try from connecting to the
-    last byte. Prices are per million tokens, in any one currency.
+    last byte. Prices are per million tokens, in any one currency. `temperature` and `max_tokens`
+    None are not sent; `extra` is added to the request as it is (for servers that want, say,
+    `max_completion_tokens`).
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -53,8 +55,9 @@ class Endpoint(BaseModel):
     base_url: str
     model: str = Field(min_length=1)
     api_key_env: str = "OPENAI_API_KEY"
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(256, ge=1)
+    temperature: float | None = Field(0.0, ge=0)
+    max_tokens: int | None = Field(256, ge=1)
+    extra: dict[str, JsonValue] = Field(default={})
     seed: int | None = None
     concurrency: int = Field(8, ge=1, le=1024)
     timeout_seconds: float = Field(60.0, gt=0)
@@ -272,11 +275,11 @@ class ChatClient:
         asked: dict[str, Any] = {
             "model": self.endpoint.model,
             "messages": [dict(message) for message in messages],
-            "temperature": self.endpoint.temperature,
-            "max_tokens": self.endpoint.max_tokens,
+            **self.endpoint.extra,
         }
-        if self.endpoint.seed is not None:
-            asked["seed"] = self.endpoint.seed
+        for name in ("temperature", "max_tokens", "seed"):
+            if (value := getattr(self.endpoint, name)) is not None:
+                asked[name] = value
         url = f"{self.endpoint.base_url}/chat/completions"
         async with http.stream("POST", url, json=asked) as response:
             body = bytearray()

@@ -203,8 +203,9 @@ def silver_id(row: ContextRow) -> int:
 
 
 @lru_cache(maxsize=2)
-def _client(endpoint: Endpoint) -> ChatClient:
-    return ChatClient(endpoint)  # one ledger a process, so that `max_cost` spans the shards
+def _client(endpoint: str) -> ChatClient:
+    # One ledger a process, so that `max_cost` spans the shards.
+    return ChatClient(Endpoint.model_validate_json(endpoint))
 
 
 def _plan(options: SilverOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
@@ -219,7 +220,7 @@ def _plan(options: SilverOptions, inputs: Mapping[str, Table], context: StepCont
             "shard_rows": options.shard_rows,
             "system": SYSTEM,
             "endpoint": endpoint.model_dump(
-                include={"base_url", "model", "temperature", "max_tokens", "seed"}
+                include={"base_url", "model", "temperature", "max_tokens", "seed", "extra"}
             ),
         },
         payload=len(rows),
@@ -236,7 +237,7 @@ def _shard(job: Job, shard: int, out: Rows) -> None:
     chosen = range(first, min(first + options.shard_rows, len(rows)))
     places = _first_places(rows)
     fresh = [rows[i] for i in chosen if places[silver_id(rows[i])] == i]
-    answers = _client(options.endpoint).ask_all([prompt(row) for row in fresh])
+    answers = _client(options.endpoint.model_dump_json()).ask_all([prompt(row) for row in fresh])
     table, bad = label_rows(fresh, answers)
     out.write(table)
     for record, reason in bad:

@@ -177,6 +177,12 @@ def test_a_budget_stops_before_the_next_request():
         ChatClient(endpoint(server, max_cost=1.0))
 
 
+def test_servers_that_want_other_fields_get_them():
+    with serving(lambda a, n: reply("x")) as server:
+        ask(server, "q", temperature=None, max_tokens=None, extra={"max_completion_tokens": 9})
+    assert set(server.asked[0].body) == {"model", "messages", "max_completion_tokens"}
+
+
 @pytest.mark.parametrize("url", ["ftp://x", "x/v1", "http://u:p@h/v1", "https://h/v1?key=1"])
 def test_odd_urls_are_refused(url):
     with pytest.raises(ValidationError, match="base_url"):

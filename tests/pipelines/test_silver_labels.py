@@ -17,6 +17,8 @@ from prunery.errors import InputError, ModelError
 from prunery.pipelines.evaluation_rows import parse_row, read_rows
 from prunery.pipelines.openai_client import Endpoint
 from prunery.pipelines.provence_rows import read_rows as read_training_rows
+from prunery.pipelines.recipe import load_recipe
+from prunery.pipelines.run import run_recipe
 from prunery.pipelines.silver_labels import (
     REASONS,
     SilverOptions,
@@ -249,3 +251,28 @@ def test_a_run_killed_at_any_moment_pays_twice_for_one_shard_at_most(tmp_path):
         again = label_silver(asked, Store(tmp_path / "killed"))
         assert again.logical_digest == calm.logical_digest
         assert len(server.asked) <= 12 + 3  # one shard of three twice, at the most
+
+
+def test_it_is_a_step_of_recipes(tmp_path):
+    """Relative paths, a nested endpoint, a share of bad rows: as a user writes it."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record(0)) + "\n" + json.dumps(record(2)))
+    with serving(lambda a, n: SAYS[number(a)]) as server:
+        (tmp_path / "silver.yaml").write_text(
+            textwrap.dedent(
+                f"""
+                name: silver
+                bad_rows: 0.5
+                steps:
+                  labels:
+                    step: label_silver
+                    rows: [rows.jsonl]
+                    endpoint:
+                      base_url: {server.url}
+                      model: m
+                      retries: 0
+                """
+            )
+        )
+        run = run_recipe(load_recipe(tmp_path / "silver.yaml"), Store(tmp_path / "store"))
+    assert run.manifests["labels"].kept == 1
+    assert run.manifests["labels"].dropped == {"uncited": 1}
