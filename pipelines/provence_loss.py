@@ -77,9 +77,9 @@ def provence_loss(
     token, size = segment_mean(bce, batch.segment, count)
     known = known & (size > 0)
     score, _ = segment_mean(torch.sigmoid(keep), batch.segment, count)
-    sentence = functional.binary_cross_entropy(
-        score.clamp(1e-4, 1 - 1e-4), target, reduction="none"
-    )
+    # This function stops at NaN with a bare RuntimeError; the token term carries it to the total.
+    score = torch.nan_to_num(score, nan=0.5).clamp(1e-4, 1 - 1e-4)
+    sentence = functional.binary_cross_entropy(score, target, reduction="none")
     has_teacher = ~torch.isnan(batch.teacher)
     rank = output.rank_logit.float()
     terms = {

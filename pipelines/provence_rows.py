@@ -28,9 +28,10 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from ..errors import InputError
 
@@ -128,9 +129,15 @@ def split_by_group(
 _LABELS = frozenset({-1, 0, 1})
 
 
-def _writer(path: Path, zipped: bool) -> Any:
-    # No name or time in the gzip header: equal rows give equal files.
-    return gzip.GzipFile(path, "wb", mtime=0) if zipped else path.open("wb")
+@contextmanager
+def _writer(path: Path, zipped: bool) -> Iterator[IO[bytes]]:
+    with path.open("wb") as plain:
+        if zipped:
+            # No name or time in the gzip header: equal rows give equal files.
+            with gzip.GzipFile("", "wb", fileobj=plain, mtime=0) as file:
+                yield cast("IO[bytes]", file)
+        else:
+            yield plain
 
 
 def _records(path: Path) -> Iterator[Mapping[str, Any]]:

@@ -2,6 +2,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+
 from prunery.errors import ModelError
 from prunery.pruners.models import encoders
 from prunery.pruners.models.encoders import PACKAGED_SHA256, resolve_encoder, weights_sha256

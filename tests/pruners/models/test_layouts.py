@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from prunery.errors import ModelError, PruneryWarning
-from prunery.pruners.models.provence import LoadedProvence, load_provence
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -19,6 +17,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
     XLMRobertaModel,
 )
+
+from prunery.errors import ModelError, PruneryWarning
+from prunery.pruners.models.provence import LoadedProvence, load_provence
 
 from .tiny import WORDS, bert_config, pair, tokenizer
 
@@ -35,15 +36,28 @@ SMALL = {
 
 def deberta() -> DebertaV2Config:
     return DebertaV2Config(
-        **SMALL, type_vocab_size=0, relative_attention=True, position_buckets=8, share_att_key=True,
-        pos_att_type=["p2c", "c2p"], norm_rel_ebd="layer_norm", position_biased_input=False,
-        pooler_hidden_size=16, pooler_hidden_act="gelu", num_labels=1,
+        **SMALL,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=8,
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        pooler_hidden_size=16,
+        pooler_hidden_act="gelu",
+        num_labels=1,
     )
 
 
 def modernbert(**changed: object) -> ModernBertConfig:
     return ModernBertConfig(
-        **SMALL, num_labels=1, cls_token_id=2, sep_token_id=3, bos_token_id=2, eos_token_id=3,
+        **SMALL,
+        num_labels=1,
+        cls_token_id=2,
+        sep_token_id=3,
+        bos_token_id=2,
+        eos_token_id=3,
         **changed,
     )
 
@@ -81,7 +95,8 @@ def test_provence(tmp_path: Path) -> None:
     model, head = DebertaV2ForSequenceClassification(deberta()).eval(), keep_head()
     state = model.state_dict() | {f"token_classifier.{k}": v for k, v in head.state_dict().items()}
     config = model.config.to_dict() | {
-        "model_type": "Provence", "auto_map": {"AutoModel": "modeling_provence.Provence"},
+        "model_type": "Provence",
+        "auto_map": {"AutoModel": "modeling_provence.Provence"},
     }
     path = write(tmp_path / "m", config, state)
     with pytest.warns(PruneryWarning, match="CC-BY-NC-4.0"):

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from prunery.errors import ModelError
-from prunery.pruners.models.lora import add_lora, fold_lora, lora_state, set_lora, target_names
 from torch import nn
 from transformers import BertModel
+
+from prunery.errors import ModelError
+from prunery.pruners.models.lora import add_lora, fold_lora, lora_state, set_lora, target_names
 
 from .tiny import bert_config, pair
 
@@ -65,7 +66,7 @@ def test_stored_factors_come_back() -> None:
 def test_factors_of_another_network_are_refused() -> None:
     state = lora_state(trained())
     with pytest.raises(ModelError, match="belongs to another encoder"):
-        fold_lora(bert(), {k: v for k, v in list(state.items())[2:]}, 3, 6.0)
+        fold_lora(bert(), dict(list(state.items())[2:]), 3, 6.0)
     with pytest.raises(ModelError, match="belongs to another encoder"):
         fold_lora(bert(), state, 4, 6.0)
     with pytest.raises(ModelError, match="rank"):

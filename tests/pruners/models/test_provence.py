@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from prunery.errors import ModelError, PruneryWarning
 from prunery.pruners.models.checkpoint import DEFAULT_FOLDER, new_network, pretrained_encoder
 from prunery.pruners.models.config import (
@@ -21,7 +23,6 @@ from prunery.pruners.models.provence import (
     normalise_question,
     save_provence,
 )
-from safetensors.torch import load_file, save_file
 
 from .tiny import pair, tokenizer, write_encoder
 
@@ -79,9 +80,7 @@ def test_outputs_are_the_heads_over_the_encoder_by_hand(encoder_folder: Path) ->
     out = model(**batch)
     hidden = model.encoder(**batch).last_hidden_state
     two = hidden @ model.keep_head.weight.T + model.keep_head.bias
-    dense = torch.tanh(
-        hidden[:, 0] @ model.rank_head.dense.weight.T + model.rank_head.dense.bias
-    )
+    dense = torch.tanh(hidden[:, 0] @ model.rank_head.dense.weight.T + model.rank_head.dense.bias)
     rank = dense @ model.rank_head.out.weight[0] + model.rank_head.out.bias[0]
     assert out.rank_logit.shape == (2,)
     assert out.keep_logit.shape == (2, 8)
@@ -180,9 +179,7 @@ def test_licence_is_logged_and_a_non_commercial_one_warned_about(
         load_provence(str(tmp_path / "nc"), device="cpu")
 
 
-def test_weights_that_do_not_fit_are_refused_by_name(
-    tmp_path: Path, encoder_folder: Path
-) -> None:
+def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path, encoder_folder: Path) -> None:
     save_whole(tmp_path / "m", encoder_folder)
     path = tmp_path / "m" / "model.safetensors"
     good = load_file(path)
@@ -217,8 +214,12 @@ def test_non_finite_weights_are_not_saved(tmp_path: Path, encoder_folder: Path) 
     bad = heads(model) | {"keep_head.bias": torch.tensor([0.0, 1e6])}
     with pytest.raises(ModelError, match="finite"):
         save_provence(
-            tmp_path / "m", config=config, heads=bad, encoder=model.encoder,
-            tokenizer=tokenizer(), dtype=torch.float16,
+            tmp_path / "m",
+            config=config,
+            heads=bad,
+            encoder=model.encoder,
+            tokenizer=tokenizer(),
+            dtype=torch.float16,
         )
     assert not (tmp_path / "m").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["encoder"]
