@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...errors import InputError
-from ..signals.context import BATCH_TOKENS, ContextSignals, Forward, Scorer, make_pairs
+from ..signals.context import Batching, ContextSignals, Forward, Scorer, make_pairs
 from .options import Pattern, PruneOptions
 from .provence import Aggregation, OnEmpty
 from .result import PrunedPassage, ScoredPassage, decide, rethreshold
@@ -28,12 +28,12 @@ class ContextPruner:
     """
 
     def __init__(
-        self, loaded: Any, *, forward: Forward | None = None, batch_tokens: int = BATCH_TOKENS
+        self, loaded: Any, *, forward: Forward | None = None, batching: Batching | None = None
     ) -> None:
         """`loaded` is a `LoadedProvence`; `forward` replaces its network (another back end)."""
         self._loaded = loaded
         self._scorer = Scorer.of(loaded, forward)
-        self._batch_tokens = batch_tokens
+        self._batching = batching
 
     @classmethod
     def from_pretrained(
@@ -223,7 +223,7 @@ class ContextPruner:
         first = titles == "first_sentence"
         given = None if first or isinstance(titles, str) else titles
         pairs, question = make_pairs(questions, passages_per_question, given)
-        signals = self._scorer(pairs, question, batch_tokens=self._batch_tokens)
+        signals = self._scorer(pairs, question, batching=self._batching)
         places = [place for own in passages_per_question for place in range(len(own))]
         texts = [(pair.passage, pair.title) for pair in pairs]
         config = self._loaded.config

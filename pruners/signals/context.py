@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,8 +15,24 @@ from ..contract import Array, FloatArray, IntArray, Signals
 LOGIT_WITHOUT_TEXT = np.float32(-100.0)
 """Ranking score of a passage without a single token: no model ran, and it ranks last."""
 
-BATCH_TOKENS = 8192
-"""Tokens of one forward pass, padding included; a block longer than it goes alone."""
+
+class Batching(NamedTuple):
+    """How blocks are put into forward passes, longest first.
+
+    tokens
+        Cells of one pass, padding included; a block longer than it goes alone.
+    slack
+        A block joins a pass only if its padding stays within this share of the row.
+    """
+
+    tokens: int
+    slack: float
+
+
+CPU_BATCHING = Batching(2048, 0.08)
+"""A processor is as quick a token with one row as with thirty: padding is what costs."""
+ACCELERATOR_BATCHING = Batching(65536, 0.5)
+"""A GPU wants many rows at once, and pads more gladly than it waits."""
 
 
 class Forward(Protocol):
@@ -32,6 +48,11 @@ class TorchForward:
     def __init__(self, model: Any) -> None:
         self._model = model.eval()
         self._device = next(model.parameters()).device
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the weights are on the CPU."""
+        return bool(self._device.type == "cpu")
 
     def __call__(self, ids: Array, mask: Array, types: Array) -> tuple[FloatArray, FloatArray]:
         """Run one batch; bf16 and float16 networks give float32 logits as well."""
@@ -139,7 +160,7 @@ def context_signals(
     titles: Sequence[Sequence[str | None] | None] | None = None,
     *,
     sentences: Sequence[Sequence[Sequence[Span]]] | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batching: Batching | None = None,
 ) -> ContextSignals:
     """Run the network over each question's passages, all questions together.
 
@@ -152,8 +173,8 @@ def context_signals(
         Q questions; for each, its passages; for each passage, its title or None.
     sentences
         For each passage, borders that cover it; found by `split_sentences` where absent.
-    batch_tokens
-        Tokens of one forward pass.
+    batching
+        How blocks go into forward passes; fitted to the device where absent.
 
     Returns
     -------
@@ -170,7 +191,7 @@ def context_signals(
     """
     pairs, question = make_pairs(questions, passages, titles, sentences)
     scorer = loaded if isinstance(loaded, Scorer) else Scorer.of(loaded)
-    return scorer(pairs, question, batch_tokens=batch_tokens)
+    return scorer(pairs, question, batching=batching)
 
 
 def pair_signals(
@@ -180,7 +201,7 @@ def pair_signals(
     titles: Sequence[str | None] | None = None,
     *,
     sentences: Sequence[Sequence[Span]] | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batching: Batching | None = None,
 ) -> ContextSignals:
     """`context_signals` for P aligned pairs: one question, passage and title a row."""
     _check_list("questions", questions)
@@ -195,7 +216,7 @@ def pair_signals(
         [[passage] for passage in passages],
         None if titles is None else [[title] for title in titles],
         sentences=None if sentences is None else [[spans] for spans in sentences],
-        batch_tokens=batch_tokens,
+        batching=batching,
     )
 
 
@@ -206,21 +227,25 @@ class Scorer:
     forward: Forward
     source: TokenSource
     frame: Frame
+    batching: Batching = CPU_BATCHING
 
     @classmethod
     def of(cls, loaded: Any, forward: Forward | None = None) -> Scorer:
         """From a `LoadedProvence`; `forward` replaces its network (another back end)."""
         made = TorchForward(loaded.model) if forward is None else forward
-        return cls(made, TokenSource(loaded.tokenizer), Frame.of(loaded.tokenizer, loaded.config))
+        source = TokenSource(loaded.tokenizer)
+        frame = Frame.of(loaded.tokenizer, loaded.config)
+        on_cpu = getattr(made, "on_cpu", True)
+        return cls(made, source, frame, CPU_BATCHING if on_cpu else ACCELERATOR_BATCHING)
 
     def __call__(
-        self, pairs: Sequence[Pair], question: IntArray, *, batch_tokens: int = BATCH_TOKENS
+        self, pairs: Sequence[Pair], question: IntArray, *, batching: Batching | None = None
     ) -> ContextSignals:
         """Score pairs; equal ones once. `question` (P,) is passed through."""
         first: dict[Pair, int] = {}
         place = np.array([first.setdefault(pair, len(first)) for pair in pairs], np.int64)
         packed = pack(list(first), self.source, self.frame)
-        made = _score(packed, self.forward, batch_tokens)
+        made = _score(packed, self.forward, batching or self.batching)
         if len(first) == len(pairs):
             return _gather(made, np.arange(len(pairs)), question)
         return _gather(made, place, question)
@@ -284,14 +309,18 @@ def _check_length(what: str, value: Sequence[Any], expected: int, of: str) -> No
         raise InputError(f"{what} has {len(value)} entries for {expected} {of}; give one for each.")
 
 
-def batches(lengths: IntArray, batch_tokens: int) -> Iterator[IntArray]:
-    """Blocks to run together: longest first, rows x longest <= batch_tokens. Each block once."""
+def batches(lengths: IntArray, batching: Batching) -> Iterator[IntArray]:
+    """Blocks to run together, longest first, within `batching`. Each block once."""
     order = np.argsort(-lengths, kind="stable")
+    ranked = -lengths[order]  # rising, as searchsorted wants it
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // int(lengths[order[start]]))
-        yield order[start : start + rows]
-        start += rows
+        longest = -int(ranked[start])
+        shortest = longest * (1.0 - batching.slack)
+        alike = int(np.searchsorted(ranked, -shortest, side="right"))
+        stop = min(start + max(1, batching.tokens // longest), max(alike, start + 1))
+        yield order[start:stop]
+        start = stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +332,7 @@ class _Scored:
     tokens: FloatArray
 
 
-def _score(packed: Packed, forward: Forward, batch_tokens: int) -> _Scored:
+def _score(packed: Packed, forward: Forward, batching: Batching) -> _Scored:
     pairs = len(packed.question_ids)
     relevance = np.full(pairs, -np.inf, np.float32)
     title = np.zeros(pairs, np.float32)
@@ -311,7 +340,7 @@ def _score(packed: Packed, forward: Forward, batch_tokens: int) -> _Scored:
     lengths = packed.block_length
     first_block = np.zeros(len(packed.block_pair), np.bool_)
     first_block[np.unique(packed.block_pair, return_index=True)[1]] = True
-    for group in batches(lengths, batch_tokens):
+    for group in batches(lengths, batching):
         ids, mask, types = batch_arrays(packed, group, int(lengths[group[0]]))
         rank, keep = forward(ids, mask, types)
         _check_finite(rank, keep, mask)

@@ -85,7 +85,7 @@ def export(loaded: Any) -> bytes:
         torch.onnx.export(
             Plain().eval(),
             (ids, mask, torch.zeros_like(ids)),
-            buffer,  # type: ignore[arg-type]  the older exporter writes to a stream
+            buffer,  # type: ignore[arg-type]  # the older exporter writes to a stream
             input_names=names,
             output_names=["rank_logit", "keep_logit"],
             dynamic_axes={

@@ -11,6 +11,7 @@ import prunery
 from prunery.errors import BudgetError, InputError, ModelError
 from prunery.pruners.context import ContextPruner, PrunedPassage, rethreshold
 from prunery.pruners.context.pruner import pick_device, pick_dtype
+from prunery.pruners.signals.context import Batching
 
 from .scripted import scripted
 from .standin import small_provence
@@ -372,8 +373,10 @@ def test_batches_do_not_change_scores():
     loaded = small_provence(max_length=96)
     passages = ["Words and words. " * n for n in (1, 3, 9, 20, 40)]
     questions = ["What is it?", "Why would it be so, after all?"]
-    small = ContextPruner(loaded, batch_tokens=1).prune_batch(questions, [passages] * 2)
-    large = ContextPruner(loaded, batch_tokens=10**6).prune_batch(questions, [passages] * 2)
+    small = ContextPruner(loaded, batching=Batching(1, 0.0)).prune_batch(questions, [passages] * 2)
+    large = ContextPruner(loaded, batching=Batching(10**6, 1.0)).prune_batch(
+        questions, [passages] * 2
+    )
     for a, b in zip(
         [x for one in small for x in one], [x for one in large for x in one], strict=True
     ):

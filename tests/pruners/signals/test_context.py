@@ -6,6 +6,7 @@ import pytest
 from prunery.errors import InputError, ModelError
 from prunery.pruners.context.provence import Provence
 from prunery.pruners.signals.context import (
+    Batching,
     Scorer,
     batches,
     context_signals,
@@ -43,11 +44,16 @@ def test_ranges_against_a_loop():
 
 def test_batches_hold_each_block_once_within_the_budget():
     lengths = np.random.default_rng(1).integers(5, 400, 300)
-    seen = []
-    for group in batches(lengths, 1000):
-        assert len(group) * lengths[group].max() <= 1000 or len(group) == 1
-        seen += group.tolist()
-    assert sorted(seen) == list(range(300))
+    for batching in (Batching(1000, 0.1), Batching(1000, 0.0), Batching(10**6, 1.0)):
+        seen = []
+        for group in batches(lengths, batching):
+            longest = lengths[group].max()
+            assert len(group) * longest <= batching.tokens or len(group) == 1
+            assert lengths[group].min() >= longest * (1 - batching.slack)
+            seen += group.tolist()
+        assert sorted(seen) == list(range(300))
+    assert len(list(batches(lengths, Batching(10**6, 1.0)))) == 1
+    assert len(list(batches(lengths, Batching(10**6, 0.0)))) == len(set(lengths.tolist()))
 
 
 def test_rows_under_the_contracts_names():
