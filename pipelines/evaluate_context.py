@@ -9,6 +9,7 @@ baselines'. The report is attached to the second table as `report.json` and `rep
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -172,7 +173,7 @@ def evaluate_context(
     for method in dict.fromkeys(options.methods):
         context = StepContext(
             store=store,
-            name=f"{options.name}-{method}",
+            name=f"{_label(options.name)}-{method}",
             seed=options.seed,
             workers=workers,
             threads=threads,
@@ -183,7 +184,7 @@ def evaluate_context(
     measured = EVALUATE(
         _MeasureOptions(**_values(options, _MeasureOptions)),
         scored,
-        StepContext(store=store, name=f"{options.name}-quality", seed=options.seed),
+        StepContext(store=store, name=f"{_label(options.name)}-quality", seed=options.seed),
     )
     return read_report(store, measured.key)
 
@@ -196,6 +197,11 @@ def read_report(store: Store, ref: str) -> EvaluationReport:
     return EvaluationReport(
         told["name"], {name: value for name, value in told.items() if name not in keys}, quality
     )
+
+
+def _label(name: str) -> str:
+    """A set's name as part of a table's: letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "rows"
 
 
 def _values(options: StepOptions, kind: type[StepOptions]) -> dict[str, Any]:

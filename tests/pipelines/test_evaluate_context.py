@@ -149,6 +149,14 @@ def test_shards_and_workers_change_nothing(small, evaluated):
             assert shared.quality.find(method, "best", metric, 2.0) == one
 
 
+def test_a_set_may_have_a_name_in_words(small, tmp_path):
+    store = Store(tmp_path)
+    options = {**small, "methods": ["first_k"], "name": "QED dev, 3 or more"}
+    report = evaluate_context(EvaluateContextOptions(**options), store)
+    assert report.to_markdown().startswith("### QED dev, 3 or more\n")
+    assert set(store.names()) == {"qed-dev-3-or-more-first_k", "qed-dev-3-or-more-quality"}
+
+
 def test_markdown_holds_every_table(evaluated):
     _, report = evaluated
     text = report.to_markdown()
