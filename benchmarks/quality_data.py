@@ -20,7 +20,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -166,45 +166,69 @@ def _grams(text: str, n: int = 5) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + n]) for i in range(max(1, len(words) - n + 1))}
 
 
-def overlap(
-    trained: Iterable[tuple[str, str]], held_out: Sequence[ContextRow], *, share: float = 0.2
-) -> dict[str, int]:
-    """How much of the evaluation was trained on; `questions` and `passages` must be 0.
+@dataclass(frozen=True)
+class Seen:
+    """What of some rows a model met in training.
 
-    A question counts when it was asked in training, compared without case and punctuation. A
-    passage counts when some one passage of training holds more than `share` of its five-word
-    sequences (a passage of fewer words than five is one sequence).
-
-    Parameters
+    Attributes
     ----------
-    trained
-        (question, passage) pairs that the model saw; "" for a passage without a question.
-    held_out
-        Rows to be evaluated.
-
-    Returns
-    -------
-    dict
-        `questions` of `of_questions` and `passages` of `of_passages`, distinct ones.
+    questions
+        Normalised (`key`) questions of the rows that were asked in training.
+    passages
+        Passages of the rows of which some one training passage holds more than a share of the
+        five-word sequences (a passage of fewer words than five is one sequence).
     """
-    passages = {row.passage: _grams(row.passage) for row in held_out}
+
+    questions: frozenset[str]
+    passages: frozenset[str]
+
+    def count(self, rows: Sequence[ContextRow]) -> dict[str, int]:
+        """Distinct questions and passages of rows, and how many of them were seen."""
+        asked, texts = {key(row.question) for row in rows}, {row.passage for row in rows}
+        return {
+            "questions": len(asked & self.questions),
+            "of_questions": len(asked),
+            "passages": len(texts & self.passages),
+            "of_passages": len(texts),
+        }
+
+    def without(self, rows: Sequence[ContextRow]) -> list[ContextRow]:
+        """The rows whose question and passage are both new."""
+        return [
+            row
+            for row in rows
+            if key(row.question) not in self.questions and row.passage not in self.passages
+        ]
+
+
+def key(question: str) -> str:
+    """A question without case and punctuation."""
+    return " ".join(_words(question))
+
+
+def seen(
+    trained: Iterable[tuple[str, str]], rows: Sequence[ContextRow], *, share: float = 0.2
+) -> Seen:
+    """Look for rows in the (question, passage) pairs of training; "" where there is no question."""
+    passages = {row.passage: _grams(row.passage) for row in rows}
     holders: dict[tuple[str, ...], list[str]] = {}
     for passage, grams in passages.items():
         for gram in grams:
             holders.setdefault(gram, []).append(passage)
+    wanted = {key(row.question) for row in rows}
     asked: set[str] = set()
-    seen: set[str] = set()
+    found: set[str] = set()
     for question, passage in trained:
-        asked.add(" ".join(_words(question)))
+        asked |= {key(question)} & wanted
         shared = Counter(p for gram in _grams(passage) for p in holders.get(gram, ()))
-        seen |= {p for p, count in shared.items() if count > share * len(passages[p])}
-    questions = {" ".join(_words(row.question)) for row in held_out}
-    return {
-        "questions": len(questions & asked),
-        "of_questions": len(questions),
-        "passages": len(seen),
-        "of_passages": len(passages),
-    }
+        found |= {p for p, count in shared.items() if count > share * len(passages[p])}
+    return Seen(frozenset(asked), frozenset(found))
+
+
+def golden(rows: Sequence[ContextRow]) -> list[ContextRow]:
+    """The rows of the questions that still have a relevant passage."""
+    groups = {row.group for row in rows if row.relevant == 1}
+    return [row for row in rows if row.group in groups]
 
 
 def write_rows(path: Path, rows: Sequence[ContextRow]) -> Path:

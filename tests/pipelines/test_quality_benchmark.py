@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import pytest
@@ -29,7 +30,7 @@ def test_overlap_by_hand(sets):
         row("New one", "alpha beta gamma delta epsilon zeta eta theta iota kappa"),
         row("Other", "short text"),
     ]
-    seen = [
+    trained = [
         ("who was it", "nothing of the kind stands here at all today"),
         # Two of the first passage's six five-word sequences: a third, more than a fifth.
         ("", "one two three four five six and then other words follow on"),
@@ -37,9 +38,33 @@ def test_overlap_by_hand(sets):
         ("", "alpha beta gamma delta epsilon and then other words follow on"),
         ("", "Short text!"),
     ]
-    got = sets.overlap(seen, held)
-    assert got == {"questions": 1, "of_questions": 3, "passages": 2, "of_passages": 3}
-    assert sets.overlap([], held)["passages"] == 0
+    seen = sets.seen(trained, held)
+    assert seen.count(held) == {
+        "questions": 1,
+        "of_questions": 3,
+        "passages": 2,
+        "of_passages": 3,
+    }
+    assert seen.without(held) == [held[1]]
+    assert sets.seen([], held).without(held) == held
+
+
+def test_seen_rows_are_not_measured(sets):
+    quality = import_module("quality")
+    rows = [
+        replace(
+            row(f"question {g}", f"passage number {g} {c} with words enough to count"),
+            group=f"g{g}",
+            relevant=int(c == 0),
+        )
+        for g in range(2)
+        for c in range(3)
+    ]
+    known = sets.Seen(frozenset(), frozenset({rows[0].passage, rows[4].passage}))
+    assert quality.unseen("qed", rows, known) == [rows[1], rows[2], rows[3], rows[5]]
+    # Group 0 lost its gold passage. Candidates that were seen stay in "multidoc" alone.
+    assert quality.unseen("multidoc", rows, known) == rows[3:]
+    assert quality.unseen("multidoc-unseen", rows, known) == [rows[3], rows[5]]
 
 
 def test_borders_cover_the_text(sets):
