@@ -258,7 +258,5 @@ def collate(examples: Sequence[Example], special: Special) -> Batch:
     teacher = np.array(
         [np.nan if e.teacher_score is None else e.teacher_score for e in examples], np.float32
     )
-    return Batch(
-        *(torch.from_numpy(x) for x in (ids, mask, types, segment, answer, labels, relevant)),
-        torch.from_numpy(teacher),
-    )
+    arrays = (ids, mask, types, segment, answer, labels, relevant, teacher)
+    return Batch._make(torch.from_numpy(x) for x in arrays)

@@ -323,7 +323,7 @@ class _Run:
                 self.batch += 1
                 if self.batch == len(plan):
                     self.epoch, self.batch, plan = self.epoch + 1, 0, []
-                yield Batch(*(x.to(self.options.device) for x in made))
+                yield Batch._make(x.to(self.options.device) for x in made)
                 if not plan:
                     break
 
@@ -343,7 +343,7 @@ class _Run:
             )
         self.history.append(values)
         self.optimiser.zero_grad(set_to_none=True)
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        terms.total.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), options.clip)
         self.optimiser.step()
         if self.step >= options.average_from * self.total_steps:
@@ -406,7 +406,7 @@ def _build(
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = options.dropout
-    positions = int(getattr(encoder.config, "max_position_embeddings", options.max_length))  # type: ignore[arg-type]
+    positions = int(getattr(encoder.config, "max_position_embeddings", options.max_length))
     config = replace(
         config,
         max_length=min(options.max_length, positions),

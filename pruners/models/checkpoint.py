@@ -234,10 +234,18 @@ def pretrained_encoder(source: Path, attn_implementation: str | None = None) -> 
 
 def empty_encoder(source: Path, attn_implementation: str | None = None) -> nn.Module:
     """The encoder that a folder's config.json describes, without its weights."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-    model: nn.Module = AutoModel.from_config(config, **_attention(attn_implementation))
+    return random_encoder(config, attn_implementation)
+
+
+def random_encoder(config: Any, attn_implementation: str | None = None) -> nn.Module:
+    """An encoder of a transformers config with random float32 weights, to be filled."""
+    from transformers import AutoModel
+
+    build: Any = AutoModel
+    model: nn.Module = build.from_config(config, **_attention(attn_implementation))
     return model.float()
 
 
@@ -331,8 +339,9 @@ def _show_licence(name: str, licence: str) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' bar and its report of the pooler's weights, which are not used."""
-    from transformers.utils import logging as hf_logging
+    from transformers.utils import logging as untyped
 
+    hf_logging: Any = untyped
     level, bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from .checkpoint import fill, load_tokenizer, read_tensors
+from .checkpoint import fill, load_tokenizer, random_encoder, read_tensors
 from .config import ProvenceConfig, RankHeadConfig, read_json
 from .encoders import weight_files
 
@@ -203,15 +203,13 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _encoder(
     kind: str, values: Mapping[str, Any], attention: str | None, folder: Path
 ) -> nn.Module:
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.for_model(kind, **values)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{folder}/config.json: not a {kind} config ({error})") from error
-    extra = {"attn_implementation": attention} if attention else {}
-    model: nn.Module = AutoModel.from_config(config, **extra)
-    return model.float()
+    return random_encoder(config, attention)
 
 
 def _window(raw: Mapping[str, Any], encoder: Any) -> int:
