@@ -187,7 +187,8 @@ def section(result: dict[str, Any], reports: Sequence[tuple[Part, EvaluationRepo
         "## Quality of context pruning",
         f"Command: `{result['command']}` at commit {result['commit']}, on {box['processor']},"
         f" {box['cores']} cores, Python {box['python']}; model `{model['name']}`, digest"
-        f" `{model['digest'][:16]}`, {result['dtype']}, default threshold {model['threshold']:g}.",
+        f" `{model['digest'][:16]}`, {result['dtype']}, default threshold {model['threshold']:g}."
+        " Every figure, all settings and curves of all sets: `results/quality.json`.",
         "Seen in training, and left out (a passage counts when one training passage holds more"
         " than a fifth of its five-word sequences):\n\n"
         "| set | questions seen | passages seen | measured passages | of them seen |\n"
@@ -200,7 +201,8 @@ def section(result: dict[str, Any], reports: Sequence[tuple[Part, EvaluationRepo
         ),
     ]
     for part, report in reports:
-        head, *rest = report.to_markdown().strip().split("\n\n")
+        text = report.to_markdown(brief=part is not PARTS[0])
+        head, *rest = text.strip().split("\n\n")
         lines += [head, part.about, *rest]
     return "\n\n".join(lines)
 

@@ -132,9 +132,9 @@ class EvaluationReport:
         """Plain values, for `--json` and for storing."""
         return {"name": self.name, **self.summary, **self.quality.to_json()}
 
-    def to_markdown(self) -> str:
-        """Tables for a person."""
-        return to_markdown(self.name, self.summary, self.quality)
+    def to_markdown(self, *, brief: bool = False) -> str:
+        """Tables for a person; `brief` leaves most settings to the JSON."""
+        return to_markdown(self.name, self.summary, self.quality, brief=brief)
 
 
 def evaluate_context(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .context_quality import Figure, Quality, pick
@@ -19,25 +20,44 @@ TITLES = {
 }
 
 
-def to_markdown(name: str, summary: Mapping[str, Any], quality: Quality) -> str:
-    """All tables of one set of rows; a table without a figure is left out."""
-    parts = [_head(name, summary)]
-    parts += [
-        table
-        for table in (
-            _equal(quality),
-            _best(quality),
-            _thresholds(quality, float(summary["threshold"])),
-            _curve(quality),
-            _positions(quality, float(summary["threshold"])),
-            _scores(quality),
-            _rerank(quality),
-            _other(quality),
-            _calibration(quality),
-        )
-        if table
+#: Settings shown in a brief report: the share removed, the sentences kept, beside the threshold.
+BRIEF_TARGET, BRIEF_K = 0.59, 2.0
+
+
+def to_markdown(
+    name: str, summary: Mapping[str, Any], quality: Quality, *, brief: bool = False
+) -> str:
+    """All tables of one set of rows; a table without a figure is left out.
+
+    `brief` shows one share removed, one k and the default threshold alone, and neither curves,
+    positions nor calibration; all figures stand in the JSON either way.
+    """
+    default = float(summary["threshold"])
+    shown = _only(quality, default) if brief else quality
+    tables = [
+        _equal(shown),
+        _best(shown),
+        _thresholds(shown, default),
+        "" if brief else _curve(shown),
+        "" if brief else _positions(shown, default),
+        _scores(shown),
+        _rerank(shown),
+        _other(shown),
+        "" if brief else _calibration(shown),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([_head(name, summary), *filter(None, tables)]) + "\n"
+
+
+def _only(quality: Quality, default: float) -> Quality:
+    wanted = {
+        "equal": BRIEF_TARGET,
+        "other_equal": BRIEF_TARGET,
+        "best": BRIEF_K,
+        "threshold": default,
+        "other_threshold": default,
+    }
+    kept = tuple(f for f in quality.figures if f.at == wanted.get(f.rule, f.at))
+    return replace(quality, figures=kept)
 
 
 def _head(name: str, summary: Mapping[str, Any]) -> str:
@@ -179,26 +199,25 @@ def _curve(quality: Quality) -> str:
 
 
 def _positions(quality: Quality, default: float) -> str:
+    """For methods with probabilities; of the others the JSON tells."""
     rows = []
     for method in _methods(quality):
-        for rule, at in [
-            ("threshold", default),
-            *(("equal", at) for at in _settings(quality, "equal")),
-            *(("best", at) for at in _settings(quality, "best")),
-        ]:
-            found = [
-                quality.find(method, rule, f"kept_{place}", at)
-                for place in ("first", "middle", "last")
-            ]
-            setting = {
-                "threshold": f"> {at:g}",
-                "equal": f"{at:.0%} removed",
-                "best": f"best {at:.0f}",
-            }
-            rows.append([f"{TITLES.get(method, method)}, {setting[rule]}", *map(cell, found)])
-    head = ["method", "first sentence", "between", "last sentence"]
-    counts = [quality.find(m, "equal", "kept_first") for m in _methods(quality)[:1]]
-    return _table("Evidence kept by its place in the passage:", head, rows) if counts else ""
+        if not pick(quality.figures, method=method, rule="threshold"):
+            continue
+        settings = [
+            ("threshold", default, f"> {default:g}"),
+            *(("equal", at, f"{at:.0%} removed") for at in _settings(quality, "equal")),
+            *(("best", at, f"best {at:.0f}") for at in _settings(quality, "best")),
+        ]
+        for rule, at, words in settings:
+            places = ("first", "middle", "last")
+            found = [quality.find(method, rule, f"kept_{place}", at) for place in places]
+            rows.append([f"{TITLES.get(method, method)}, {words}", *map(cell, found)])
+    return _table(
+        "Evidence kept by its place in the passage:",
+        ["method", "first sentence", "between", "last sentence"],
+        rows,
+    )
 
 
 def _scores(quality: Quality) -> str:

@@ -173,6 +173,10 @@ def test_markdown_holds_every_table(evaluated):
         assert heading in text
     assert "nan" not in text
     assert "None" not in text
+    brief = report.to_markdown(brief=True)
+    assert len(brief) < 0.5 * len(text)
+    for line in brief.splitlines():
+        assert line in text  # what is shown is shown as it stands in the whole
 
 
 def test_pairs_with_another_question_are_strange_and_do_not_depend_on_order(small):
