@@ -38,15 +38,15 @@ def deployment(
         `cron` is no cron line.
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
-
-    from prefect.flows import EntrypointType
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.types.entrypoint import EntrypointType
 
     from .recipe_flow import recipe_flow
 
     overrides = list(overrides)
     loaded = apply_overrides(load_recipe(recipe), overrides)
     try:
-        return recipe_flow.to_deployment(
+        made = recipe_flow.to_deployment(
             name=name or loaded.name,
             cron=cron,
             parameters={
@@ -64,6 +64,13 @@ def deployment(
         )
     except ValueError as error:
         raise InputError(f"`{cron}` is no schedule Prefect can read: {error}") from error
+    if not isinstance(made, RunnerDeployment):
+        # Prefect hands out a coroutine where an event loop runs already.
+        made.close()
+        raise InputError(
+            "a deployment cannot be made inside a running event loop; call this from plain code."
+        )
+    return made
 
 
 def _absolute(setting: str, loaded: Recipe) -> str:
@@ -90,7 +97,5 @@ def serve_recipe(
     """
     from prefect import serve
 
-    made = deployment(
-        recipe, store_uri, cron=cron, name=name, overrides=overrides, workers=workers
-    )
+    made = deployment(recipe, store_uri, cron=cron, name=name, overrides=overrides, workers=workers)
     serve(made, pause_on_shutdown=False, limit=1)

@@ -13,8 +13,7 @@ import httpx
 from prefect import Flow, flow, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import TaskRun
-from prefect.states import State
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
 from ..errors import InputError, ModelError
@@ -26,7 +25,7 @@ from ..pipelines.steps import STEPS
 from ..storage import Manifest, Store
 
 RETRIES = 2
-RETRY_DELAYS = [1, 5]
+RETRY_DELAYS: list[float] = [1.0, 5.0]
 
 # A store opened with options (keys of a bucket) and a progress bar are for this process: they
 # must not become parameters, which Prefect stores and shows.

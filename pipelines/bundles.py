@@ -79,9 +79,7 @@ class Bundle:
         return list(spans_of_equal(self.passage))
 
 
-def bundles(
-    signals: pa.Table, questions: Table, chunks: Table
-) -> Iterator[Bundle]:
+def bundles(signals: pa.Table, questions: Table, chunks: Table) -> Iterator[Bundle]:
     """The questions of a signals shard (rows of a question stand together), in its order."""
     asked = signals.column("question").to_numpy()
     if not len(asked):

@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ..errors import InputError, RecipeError
 from ..pruners.catalogue import METHODS
@@ -54,7 +54,7 @@ class MethodOptions(StepOptions):
     """
 
     method: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def units(cls) -> frozenset[str]:

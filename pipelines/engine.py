@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -51,8 +51,7 @@ class StepOptions(BaseModel):
                 made[key] = _absolute(made[key], folder)
             elif isinstance(made.get(key), list):
                 made[key] = [
-                    _absolute(item, folder) if isinstance(item, str) else item
-                    for item in made[key]
+                    _absolute(item, folder) if isinstance(item, str) else item for item in made[key]
                 ]
         return made
 
@@ -97,7 +96,7 @@ class Plan:
     identity: Mapping[str, Any]
     models: Mapping[str, str] = field(default_factory=dict)
     payload: Any = None
-    kind: str = "table"
+    kind: Literal["table", "index", "report"] = "table"
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -211,9 +210,7 @@ class StepSpec:
 def _run(
     spec: StepSpec, options: StepOptions, inputs: Mapping[str, str], context: StepContext
 ) -> Manifest:
-    keys = {
-        role: context.store.resolve(inputs[role]) for role in spec.inputs if role in inputs
-    }
+    keys = {role: context.store.resolve(inputs[role]) for role in spec.inputs if role in inputs}
     tables = {role: context.store.table(key) for role, key in keys.items()}
     plan = spec.plan(options, tables, context)
     name = context.name or spec.name
@@ -258,7 +255,7 @@ def _run(
             for shard in pending:
                 _one_shard(spec, job, shard, writer)
                 context.progress.advance()
-        _check_share(*_tally(writer), context.bad_rows, name)
+        _check_share(*writer.tally(), context.bad_rows, name)
         if spec.finish is not None:
             spec.finish(job, writer)
         manifest = writer.commit(notes=dict(plan.notes))
@@ -363,13 +360,6 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-def _tally(writer: TableWriter) -> tuple[int, int]:
-    """(rejected rows, rows) of all finished shards, whichever run made them."""
-    entries = list(writer._journal().values())
-    rejected = sum(entry["rejects"]["rows"] for entry in entries if entry["rejects"])
-    return rejected, sum(entry["part"]["rows"] for entry in entries)
 
 
 def _check_share(rejected: int, rows: int, allowed: float, name: str) -> None:

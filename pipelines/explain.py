@@ -222,25 +222,21 @@ class _Family:
             return []
         made: list[str] = []
         for table in self.of("retrieve"):
-            rows = list(
-                _where(table, ["id", "question", "passage", "rank"], "passage", row_id)
-            )
+            rows = list(_where(table, ["id", "question", "passage", "rank"], "passage", row_id))
             name = table.manifest.name
             if not rows:
                 made.append(f"{name}: no question found it")
                 continue
             made.append(f"{name}: found by {len(rows)} questions")
-            for row in rows[:_LISTED]:
-                made.append(
-                    f"  rank {row['rank'] + 1}{self._question(row['question'])}"
-                    f" (row {row['id']} of {name})"
-                )
+            made += [
+                f"  rank {row['rank'] + 1}{self._question(row['question'])}"
+                f" (row {row['id']} of {name})"
+                for row in rows[:_LISTED]
+            ]
         return made
 
 
-def _where(
-    table: Table, columns: list[str], column: str, value: int
-) -> Iterator[dict[str, Any]]:
+def _where(table: Table, columns: list[str], column: str, value: int) -> Iterator[dict[str, Any]]:
     for batch in table.batches(columns=columns):
         hits = pa.Table.from_batches([batch]).filter(pc.equal(batch.column(column), value))
         yield from hits.to_pylist()

@@ -9,11 +9,67 @@ from html.parser import HTMLParser
 
 _SKIP = frozenset({"script", "style", "template", "noscript", "svg", "math", "iframe", "object"})
 _BLOCK = frozenset(
-    "address article aside blockquote body br dd div dl dt fieldset figcaption figure footer form"
-    " h1 h2 h3 h4 h5 h6 header hr li main nav ol option p pre section select table tbody td th"
-    " thead tfoot tr ul".split()
+    [
+        "address",
+        "article",
+        "aside",
+        "blockquote",
+        "body",
+        "br",
+        "dd",
+        "div",
+        "dl",
+        "dt",
+        "fieldset",
+        "figcaption",
+        "figure",
+        "footer",
+        "form",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "header",
+        "hr",
+        "li",
+        "main",
+        "nav",
+        "ol",
+        "option",
+        "p",
+        "pre",
+        "section",
+        "select",
+        "table",
+        "tbody",
+        "td",
+        "th",
+        "thead",
+        "tfoot",
+        "tr",
+        "ul",
+    ]
 )
-_PARAGRAPH = frozenset("p pre table ul ol dl blockquote h1 h2 h3 h4 h5 h6 section".split())
+_PARAGRAPH = frozenset(
+    [
+        "p",
+        "pre",
+        "table",
+        "ul",
+        "ol",
+        "dl",
+        "blockquote",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "section",
+    ]
+)
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 
 
@@ -125,12 +181,11 @@ class _Reader(HTMLParser):
         if self._in_title:
             self.title += character
             return
-        if character.isspace() and not self._pre:
-            # A no-break space is content, not layout.
-            if character != "\xa0":
-                if not self.out or self.out[-1] in " \n":
-                    return
-                character = " "
+        # A no-break space is content, not layout.
+        if character.isspace() and character != "\xa0" and not self._pre:
+            if not self.out or self.out[-1] in " \n":
+                return
+            character = " "
         self.out.append(character)
         self.offsets.append(offset)
 

@@ -284,9 +284,7 @@ def _options(
         ) from error
 
 
-def _in_order(
-    made: list[Step], lines: _Lines, specs: Mapping[str, StepSpec]
-) -> tuple[Step, ...]:
+def _in_order(made: list[Step], lines: _Lines, specs: Mapping[str, StepSpec]) -> tuple[Step, ...]:
     by_name = {step.name: step for step in made}
     for step in made:
         for role, source in step.inputs.items():
@@ -302,9 +300,7 @@ def _in_order(
     done: list[Step] = []
     left = list(made)
     while left:
-        ready = next(
-            (s for s in left if all(by_name[i] in done for i in s.inputs.values())), None
-        )
+        ready = next((s for s in left if all(by_name[i] in done for i in s.inputs.values())), None)
         if ready is None:
             names = ", ".join(step.name for step in left)
             raise RecipeError(f"{lines.at('steps')}: the inputs of {names} form a circle.")

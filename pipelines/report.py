@@ -118,9 +118,7 @@ def question_rows(
     """Rows of the table of questions."""
     made = []
     for row in rows[:_ROWS_SHOWN]:
-        others = [
-            fate({**row, "answer_kept": row[f"answer_kept_{name}"]}) for name in baselines
-        ]
+        others = [fate({**row, "answer_kept": row[f"answer_kept_{name}"]}) for name in baselines]
         made.append(
             {
                 "name": row["name"],

@@ -107,7 +107,7 @@ class Scan:
 def scan(
     paths: Sequence[str],
     *,
-    format: Format | None = None,  # noqa: A002
+    format: Format | None = None,
     piece_bytes: int = PIECE_BYTES,
 ) -> Scan:
     """Look at files, folders (recursively) and glob patterns; hash what they hold.
@@ -216,9 +216,7 @@ def _fixed_parts(pattern: Path) -> list[str]:
     return parts
 
 
-def _pieces_of(
-    file: Path, name: str, kind: Format, piece_bytes: int
-) -> tuple[list[Piece], str]:
+def _pieces_of(file: Path, name: str, kind: Format, piece_bytes: int) -> tuple[list[Piece], str]:
     size = file.stat().st_size
     if kind == "jsonl":
         return _jsonl_pieces(file, name, piece_bytes)

@@ -47,8 +47,9 @@ def line_chart(
         )
         if line.mark is not None and all(map(math.isfinite, line.mark)):
             parts.append(
-                Markup('<circle class="dot s{}" r="5" cx="{:.1f}" cy="{:.1f}"><title>{}</title>')
-                .format(line.slot, frame.x(line.mark[0]), frame.y(line.mark[1]), line.name)
+                Markup(
+                    '<circle class="dot s{}" r="5" cx="{:.1f}" cy="{:.1f}"><title>{}</title>'
+                ).format(line.slot, frame.x(line.mark[0]), frame.y(line.mark[1]), line.name)
                 + Markup("</circle>")
             )
     parts.append(Markup("</svg>"))
@@ -97,13 +98,15 @@ def histogram(
     if threshold is not None and edges[0] <= threshold <= edges[-1]:
         x = frame.x(threshold)
         parts.append(
-            Markup('<line class="rule" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>')
-            .format(x, frame.y(top), frame.y(0.0))
+            Markup(
+                '<line class="rule" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>'
+            ).format(x, frame.y(top), frame.y(0.0))
         )
         anchor = "end" if x > _WIDTH / 2 else "start"
         parts.append(
-            Markup('<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">threshold {:.3g}')
-            .format(x + (-6 if anchor == "end" else 6), frame.y(top) + 12, anchor, threshold)
+            Markup(
+                '<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">threshold {:.3g}'
+            ).format(x + (-6 if anchor == "end" else 6), frame.y(top) + 12, anchor, threshold)
             + Markup("</text>")
         )
     parts.append(Markup("</svg>"))
@@ -129,8 +132,9 @@ class _Frame:
 
 
 def _open(label: str) -> Markup:
-    return Markup('<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">') \
-        .format(_WIDTH, _HEIGHT, label)
+    return Markup(
+        '<svg class="chart" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">'
+    ).format(_WIDTH, _HEIGHT, label)
 
 
 def _grid(
@@ -163,8 +167,9 @@ def _axes(
             )
         )
         parts.append(_text(left - 8, y + 4, "end", name))
-    for tick in _steps(*frame.x_range):
-        parts.append(_text(frame.x(tick), bottom + 18, "middle", x_name(tick)))
+    parts += [
+        _text(frame.x(tick), bottom + 18, "middle", x_name(tick)) for tick in _steps(*frame.x_range)
+    ]
     parts.append(_text((left + right) / 2, _HEIGHT - 8, "middle", x_label))
     parts.append(
         Markup(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,7 @@ def spans_of_equal(values: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     if not len(values):
         return
     borders = np.flatnonzero(np.diff(values)) + 1
-    edges = [0, *borders.tolist(), len(values)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from pairwise([0, *borders.tolist(), len(values)])
 
 
 def shard_ranges(n: int, size: int) -> list[tuple[int, int]]:

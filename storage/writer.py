@@ -258,6 +258,15 @@ class TableWriter:
             "step deterministic, or put what it depends on into its options"
         )
 
+    def tally(self) -> tuple[int, int]:
+        """Return how many rows the finished shards reject and hold, whichever run made them.
+
+        For a step that must not commit when too many rows were bad.
+        """
+        entries = self._journal().values()
+        rejected = sum(entry["rejects"]["rows"] for entry in entries if entry["rejects"])
+        return rejected, sum(entry["part"]["rows"] for entry in entries)
+
     def _journal(self) -> dict[int, Entry]:
         """Read the journal, leaving out and removing what no longer holds."""
         entries: dict[int, Entry] = {}

@@ -69,7 +69,9 @@ def plan(options: ChunkOptions, inputs: Mapping[str, Table], context: StepContex
     paths = [options.path] if isinstance(options.path, str) else options.path
     found = sources.scan(paths, format=options.format, piece_bytes=options.shard_bytes)
     resolved = encoder(options.tokenizer)
-    identity = options.model_dump(exclude={"path", "format", "shard_bytes"}) | {"source_digest": found.digest}
+    identity = options.model_dump(exclude={"path", "format", "shard_bytes"}) | {
+        "source_digest": found.digest
+    }
     groups = sources.group_pieces(found.pieces, options.shard_bytes)
     return Plan(
         SCHEMA,

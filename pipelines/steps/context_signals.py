@@ -128,9 +128,7 @@ class Passages:
         ]
 
 
-def plan(
-    options: ContextSignalsOptions, inputs: Mapping[str, Table], context: StepContext
-) -> Plan:
+def plan(options: ContextSignalsOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
     """A shard for each few questions, which are never cut apart."""
     models = {"encoder": encoder(options.encoder).sha256}
     notes: dict[str, Any] = {"encoder": options.encoder}

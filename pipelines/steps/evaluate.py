@@ -46,8 +46,10 @@ def shard(job: Job, index: int, out: Rows) -> None:
     get as many characters as pruning kept of this question, and never more.
     """
     signals, number = job.input("signals"), job.plan.payload[index]
-    keep = aligned(job.input("decision"), signals, number).column("keep").to_numpy(
-        zero_copy_only=False
+    keep = (
+        aligned(job.input("decision"), signals, number)
+        .column("keep")
+        .to_numpy(zero_copy_only=False)
     )
     rows = [
         _row(bundle, keep[slice(*bundle.rows)], job.seed)

@@ -57,8 +57,10 @@ def shard(job: Job, index: int, out: Rows) -> None:
     """Slice the kept sentences from the passages; a passage with none stays as an empty text."""
     options: PackOptions = job.options  # type: ignore[assignment]
     signals, number = job.input("signals"), job.plan.payload[index]
-    keep = aligned(job.input("decision"), signals, number).column("keep").to_numpy(
-        zero_copy_only=False
+    keep = (
+        aligned(job.input("decision"), signals, number)
+        .column("keep")
+        .to_numpy(zero_copy_only=False)
     )
     made: list[dict[str, Any]] = []
     below = empty = 0
@@ -80,7 +82,9 @@ def _logit(row: Mapping[str, Any]) -> float:
     return -np.inf if value is None else float(value)
 
 
-def _passages(bundle: Bundle, keep: np.ndarray[Any, np.dtype[np.bool_]]) -> Iterator[dict[str, Any]]:
+def _passages(
+    bundle: Bundle, keep: np.ndarray[Any, np.dtype[np.bool_]]
+) -> Iterator[dict[str, Any]]:
     names = bundle.columns.column_names
     logits = bundle.columns.column("relevance_logit") if "relevance_logit" in names else None
     for first, last in bundle.passages():

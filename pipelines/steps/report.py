@@ -57,9 +57,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     made = decision.manifest.options
     budget = METHODS[made["method"]].budget
     current = made["options"].get(budget.field)
-    charts = report.curve_charts(
-        job.input("curve").to_table().to_pylist(), made["method"], current
-    )
+    charts = report.curve_charts(job.input("curve").to_table().to_pylist(), made["method"], current)
     threshold = current if budget.kind == "threshold" else None
     charts.append(_scores(decision, threshold))
     baselines = [
@@ -163,9 +161,7 @@ def _example(bundle: Bundle, decided: pa.Table, row: Mapping[str, Any]) -> dict[
     }
 
 
-def _passage(
-    bundle: Bundle, decided: pa.Table, span: tuple[int, int], rank: int
-) -> dict[str, Any]:
+def _passage(bundle: Bundle, decided: pa.Table, span: tuple[int, int], rank: int) -> dict[str, Any]:
     first, last = span
     chunk = int(bundle.chunk[first])
     text = bundle.texts[chunk]

@@ -67,8 +67,8 @@ def shard(job: Job, index: int, out: Rows) -> None:
     use_threads(job.threads)
     model = sentence_encoder(str(encoder(options.encoder).path), options.device)
     start, stop = job.plan.payload[index]
-    questions = job.input("questions").to_table(columns=["id", "question"]).slice(
-        start, stop - start
+    questions = (
+        job.input("questions").to_table(columns=["id", "question"]).slice(start, stop - start)
     )
     vectors = model.encode(questions.column("question").to_pylist(), batch_size=options.batch_size)
     found, scores = open_index(job.input("index")).search(vectors, options.top_k)

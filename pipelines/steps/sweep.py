@@ -92,7 +92,7 @@ def _budgets(
         low, high = _legal(method, budget.field)
         values: list[Any] = sorted(value for value in found if low <= value <= high)
     elif budget.kind == "count_per_group":
-        values = sorted({*range(0, points), int(current)}, reverse=True)
+        values = sorted({*range(points), int(current)}, reverse=True)
     else:
         values = sorted({*np.linspace(0, 1, points).tolist(), float(current)}, reverse=True)
     return [(float(value), {budget.field: value}) for value in values]

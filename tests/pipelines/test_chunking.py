@@ -1,5 +1,7 @@
 """Chunks: whole sentences, inside one section, within the limit, nothing lost."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,8 +9,7 @@ from hypothesis import strategies as st
 from prunery.pipelines import chunking
 from prunery.pipelines.sources import Document
 
-
-NAMES = "one two three four five six seven eight nine ten".split()
+NAMES = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 
 
 class Words:
@@ -26,9 +27,7 @@ def document(text, kind="text", title=""):
 
 def test_sections_of_underlined_text():
     text = "Title\n*****\n\nIntro.\n\nSub\n===\n\nBody of sub.\n\nNext\n****\n\nEnd.\n"
-    found = [
-        (s.title, text[s.start : s.end].strip()) for s in chunking.sections(document(text))
-    ]
+    found = [(s.title, text[s.start : s.end].strip()) for s in chunking.sections(document(text))]
     assert found == [("Title", "Intro."), ("Title > Sub", "Body of sub."), ("Next", "End.")]
 
 
@@ -37,9 +36,10 @@ def test_sections_of_markdown_ignore_fences_and_keep_levels():
         "pre\n\n# A\n\none\n\n```\n# not a heading\n```\n\n## B #\n\ntwo\n\nC\n=\n\n"
         "Setext\n------\n\nthree\n\n- item\n---\n"
     )
-    found = [(s.title, text[s.start : s.end].strip()) for s in chunking.sections(
-        document(text, "markdown")
-    )]
+    found = [
+        (s.title, text[s.start : s.end].strip())
+        for s in chunking.sections(document(text, "markdown"))
+    ]
     assert [title for title, _ in found] == ["", "A", "A > B", "A > Setext"]
     assert "# not a heading" in found[1][1]
     assert "- item" in found[3][1]
@@ -54,7 +54,9 @@ def test_title_of_the_document_stands_first_and_once():
 
 
 def test_dashes_in_prose_and_tables_are_no_headings():
-    text = "Some words\n\n+----+----+\n| a  | b  |\n+----+----+\n\na line\n---------------------\nx\n"
+    text = (
+        "Some words\n\n+----+----+\n| a  | b  |\n+----+----+\n\na line\n---------------------\nx\n"
+    )
     (section,) = chunking.sections(document(text))
     assert section.title == ""
 
@@ -94,8 +96,10 @@ def test_nothing_to_say_gives_no_chunk(text):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.sampled_from(["Aa bb cc. ", "Dd! ", "ee ff gg hh ii jj kk. ", "\n\n", "x" * 30]),
-             max_size=30),
+    st.lists(
+        st.sampled_from(["Aa bb cc. ", "Dd! ", "ee ff gg hh ii jj kk. ", "\n\n", "x" * 30]),
+        max_size=30,
+    ),
     st.integers(3, 12),
     st.integers(0, 2),
 )
@@ -114,7 +118,7 @@ def test_every_word_is_in_a_chunk_and_none_is_too_long(pieces, limit, overlap):
             covered[i] = True
     assert all(done or text[i].isspace() for i, done in enumerate(covered))
     if not overlap:
-        assert all(a.end <= b.start for a, b in zip(chunks, chunks[1:], strict=False))
+        assert all(a.end <= b.start for a, b in pairwise(chunks))
 
 
 def test_packaged_tokenizer_counts_words_of_a_long_text():
@@ -133,5 +137,5 @@ def test_prose_after_an_indented_example_is_not_part_of_the_example():
     (chunk,) = chunking.chunk_document(document(text), Words(), max_tokens=100)
     body = text[chunk.start : chunk.end]
     ends = [0, *chunk.sentence_ends]
-    pieces = [body[a:b].split()[0] for a, b in zip(ends, ends[1:], strict=False)]
+    pieces = [body[a:b].split()[0] for a, b in pairwise(ends)]
     assert pieces == ["method(x)", "Do", "For", ">>>", "If", "That"]

@@ -153,7 +153,7 @@ def test_another_threshold_runs_no_model(finished, small, monkeypatch):
     ("settings", "column"),
     [
         (["prune.method=cosine", "prune.keep=0.5"], "question_similarity"),
-        (["prune.method=dslr"], None),
+        (["prune.method=dslr", "prune.threshold=0.5"], None),
         (["prune.method=lexrank", "prune.keep=0.5"], None),
         (["prune.method=first_k", "prune.k=1"], None),
         (["prune.method=random_sentences"], None),
@@ -309,9 +309,11 @@ def _context(finished):
 
 
 def _other_decision(finished, small):
-    other = run_recipe(
-        small("vectors.title=false"), finished.store, threads=1
-    ).manifests["distinct"].key
+    other = (
+        run_recipe(small("vectors.title=false"), finished.store, threads=1)
+        .manifests["distinct"]
+        .key
+    )
     for name, manifest in finished.manifests.items():
         finished.store.point(name, manifest.key)
     return other
