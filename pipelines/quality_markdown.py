@@ -74,6 +74,8 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     body = [row for row in rows if any(cell != "-" for cell in row[1:])]
     if not body:
         return ""
+    filled = [i for i in range(len(head)) if i == 0 or any(row[i] != "-" for row in body)]
+    head, body = [head[i] for i in filled], [[row[i] for i in filled] for row in body]
     ruled = "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
     lines = ["| " + " | ".join(row) + " |" for row in [head, *body]]
     return f"{caption}\n\n" + "\n".join([lines[0], ruled, *lines[1:]])
