@@ -75,7 +75,9 @@ def options(work: Path, stage: int, **changed: Any) -> TrainProvenceOptions:
             "rows": work / "train.jsonl.gz",
             "output": work / "stage2",
             "init_from": work / "stage1",
-            "epochs": 4.0,
+            "epochs": 2.0,
+            # As published checkpoints have it; what it keeps and removes is in the model card.
+            "threshold": 0.1,
         }
     return TrainProvenceOptions(**(common | changed))
 
