@@ -1,4 +1,4 @@
-"""The house keeps its shape: packages listed, imports light, layers held, nothing foreign inside."""
+"""The house keeps its shape: packages listed, imports light, layers held, nothing foreign."""
 
 import ast
 import os
