@@ -109,8 +109,9 @@ def load(name: str, data: Path, questions: int | None) -> list[ContextRow]:
     if name == "qed":
         return sets.qed(data)[:questions]
     if name.startswith("multidoc"):
-        many = 30 if name == "multidoc-unseen" else 20
-        return sets.multidoc(data, candidates=many, questions=questions or 200)
+        # The clean set takes every question; the other shows what 20 candidates do to it.
+        many, most = (30, 400) if name == "multidoc-unseen" else (20, 100)
+        return sets.multidoc(data, candidates=many, questions=questions or most)
     language = name.removeprefix("xquad-")
     return sets.xquad(data, language)[::3][:questions]
 
