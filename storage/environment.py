@@ -10,7 +10,7 @@ _LIBRARIES = {
     "numpy": "numpy", "pyarrow": "pyarrow", "faiss": "faiss-cpu", "torch": "torch",
     "transformers": "transformers", "tokenizers": "tokenizers",
     "sentence_transformers": "sentence-transformers", "sklearn": "scikit-learn",
-    "onnxruntime": "onnxruntime", "peft": "peft", "safetensors": "safetensors",
+    "onnxruntime": "onnxruntime", "safetensors": "safetensors",
 }  # fmt: skip
 
 
