@@ -150,7 +150,7 @@ class ShardWriter:
         self._flush_rejects()
         part = self._place("part", self._part)
         rejects = self._place("rejects", self._rejects) if self._rejects else None
-        self._table.journal(
+        self._table.record(
             Entry(
                 shard=self.shard,
                 part=part,

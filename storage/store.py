@@ -343,7 +343,8 @@ class Store:
     def remove(self, ref: str) -> None:
         """Delete one table, e.g. one that `verify` found damaged, so that its step can run again.
 
-        Names that point to it stay, and point to the new one once it is there.
+        Names that point to it stay, and point to the new one once it is there. A whole key
+        also stands for unfinished work, so that it starts over.
 
         Raises:
             StoreError: no such table, or a writer is using it.

@@ -378,23 +378,25 @@ def _by_key(backend: Backend, folder: str) -> dict[str, list[FileInfo]]:
 
 
 def remove(store: "Store", ref: str) -> None:
-    """Delete one table, its manifest first.
+    """Delete one table, its manifest first, or, by its whole key, unfinished work on one.
 
     Raises:
         StoreError: no such table, or a writer is using it.
     """
-    key = store.resolve(ref)
-    with disk_errors(f"table {ref!r}"), held(store.backend.lock(layout.GC_LOCK), exclusive=True):
-        lock: FileLock | None = store.backend.lock(layout.lock(key))
+    backend = store.backend
+    unfinished = layout.KEY.fullmatch(ref) and next(backend.walk(layout.work(ref)), None)
+    key = ref if unfinished else store.resolve(ref)
+    with disk_errors(f"table {ref!r}"), held(backend.lock(layout.GC_LOCK), exclusive=True):
+        lock: FileLock | None = backend.lock(layout.lock(key))
         if lock is not None and not lock.try_exclusive():
             raise StoreError(
                 f"table {ref!r} ({key[:12]}): expected nobody to be using it, found a writer "
                 "that makes or reads it; let it finish first"
             )
         try:
-            store.backend.remove(layout.manifest(key))
-            store.backend.remove_tree(layout.table(key))
-            store.backend.remove_tree(layout.work(key))
+            backend.remove(layout.manifest(key))
+            backend.remove_tree(layout.table(key))
+            backend.remove_tree(layout.work(key))
         finally:
             if lock is not None:
                 lock.release(unlink=True)

@@ -6,8 +6,7 @@ import os
 import shutil
 import time
 import uuid
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,8 +18,9 @@ from ..errors import InputError, StoreError
 from . import layout, schemas
 from .environment import libraries
 from .ids import canonical_json, file_digest
+from .journal import Journal, total
 from .locks import FileLock, held
-from .manifest import Attachment, Kind, Manifest, Part
+from .manifest import Attachment, Kind, Manifest
 from .rowhash import RowHash, table_digest
 from .shard import Entry, ShardWriter, disk_errors
 
@@ -75,8 +75,7 @@ class TableWriter:
         self._store = store
         self._backend = store.backend
         self._shards: int | None = None
-        self._own: dict[int, Entry] = {}
-        self._checked: set[int] = set()
+        self._journal = Journal(store.backend, self.key, name)
         self._attachments: dict[str, Attachment] = {}
         self._locks: list[FileLock] = []
         self._started = self._beat = 0.0
@@ -157,12 +156,13 @@ class TableWriter:
         """
         if isinstance(n_shards, bool) or not isinstance(n_shards, int) or n_shards < 0:
             raise InputError(f"expected a number of shards of at least 0, found {n_shards!r}")
-        if self.committed:
-            return []
         with disk_errors(f"table {self.name!r}"):
-            with held(self._backend.lock(layout.GC_LOCK)):
-                self._plan(n_shards)
-            done = self._journal()
+            if not self.committed:
+                with held(self._backend.lock(layout.GC_LOCK)):
+                    self._plan(n_shards)
+            if self.committed:
+                return []
+            done = self._journal.read()
         self._shards = n_shards
         return [i for i in range(n_shards) if i not in done]
 
@@ -178,13 +178,15 @@ class TableWriter:
         if own is None or not own.try_exclusive():
             raise StoreError(
                 f"table {self.name!r}: expected a cut into {n_shards} shards, found unfinished "
-                f"work on the same key in {json.loads(found)['shards']}; use that number, or let "
-                "the other writer finish (or `prunery gc` remove what it left)"
+                f"work on the same key in {json.loads(found)['shards']}; use that number, let "
+                f"the other writer finish, or drop what it left with Store.remove({self.key!r})"
             )
-        # the only writer: what was cut otherwise cannot be used
-        self._backend.remove_tree(f"{layout.work(self.key)}/journal")
-        self._backend.remove_tree(layout.table(self.key))
-        self._backend.replace(path, plan)
+        # The only writer now. What was cut otherwise cannot be used, unless it was finished.
+        self.committed = self._store.exists(self.key)
+        if not self.committed:
+            self._backend.remove_tree(f"{layout.work(self.key)}/journal")
+            self._backend.remove_tree(layout.table(self.key))
+            self._backend.replace(path, plan)
         own.shared()
 
     def shard(self, i: int) -> ShardWriter:
@@ -227,76 +229,18 @@ class TableWriter:
         """Move a finished part into the table's folder, where nobody sees it yet."""
         self._backend.place(local, f"{layout.table(self.key)}/{name}")
 
-    def journal(self, entry: Entry) -> None:
-        """Record a finished shard, or find that another writer did the same."""
-        shard = entry["shard"]
-        path = layout.journal(self.key, shard)
-        first = entry
-        if not self._backend.create(path, canonical_json(entry)):
-            first = json.loads(self._backend.read(path))
-            self._settle(entry, first)
-        self._own[shard] = first
-        self._checked.add(shard)
-
-    def _settle(self, entry: Entry, first: Entry) -> None:
-        """Drop what this writer made of a shard in favour of what is in the journal."""
-        listed = {part["path"] for part in _files(first)}
-        for part in _files(entry):
-            if part["path"] not in listed:
-                self._backend.remove(f"{layout.table(self.key)}/{part['path']}")
-        ours, theirs = entry["part"], first["part"]
-        if (ours["rows"], ours["logical_digest"]) != (theirs["rows"], theirs["logical_digest"]):
-            raise self._differs(
-                f"shard {entry['shard']} with {theirs['rows']} rows and digest "
-                f"{theirs['logical_digest']}, {ours['rows']} rows and {ours['logical_digest']}"
-            )
-
-    def _differs(self, found: str) -> StoreError:
-        return StoreError(
-            f"table {self.name!r} ({self.key[:12]}): expected the same rows from the same step, "
-            f"options, inputs and seed; two writers made: {found}. The first stays. Make the "
-            "step deterministic, or put what it depends on into its options"
-        )
+    def record(self, entry: Entry) -> None:
+        """Enter a finished shard into the journal."""
+        self._journal.record(entry)
 
     def tally(self) -> tuple[int, int]:
         """Return how many rows the finished shards reject and hold, whichever run made them.
 
         For a step that must not commit when too many rows were bad.
         """
-        entries = self._journal().values()
+        entries = self._journal.read().values()
         rejected = sum(entry["rejects"]["rows"] for entry in entries if entry["rejects"])
         return rejected, sum(entry["part"]["rows"] for entry in entries)
-
-    def _journal(self) -> dict[int, Entry]:
-        """Read the journal, leaving out and removing what no longer holds."""
-        entries: dict[int, Entry] = {}
-        for info in self._backend.walk(f"{layout.work(self.key)}/journal"):
-            if not info.path.endswith(".json") or Path(info.path).name.startswith("."):
-                continue
-            try:
-                entry: Entry = json.loads(self._backend.read(info.path))
-            except FileNotFoundError:
-                continue  # another writer committed meanwhile
-            if self._holds(entry):
-                entries[entry["shard"]] = entry
-            else:
-                self._backend.remove(info.path)
-        return dict(sorted(entries.items()))
-
-    def _holds(self, entry: Entry) -> bool:
-        """Are the files of a journal entry still what it says?"""
-        if entry["shard"] in self._checked:
-            return True
-        for part in _files(entry):
-            path = f"{layout.table(self.key)}/{part['path']}"
-            info = self._backend.stat(path)
-            if info is None or info.size != part["bytes"]:
-                return False
-            local = self._backend.local(path)
-            if local is not None and file_digest(local) != part["sha256"]:
-                return False
-        self._checked.add(entry["shard"])
-        return True
 
     # -- attachments and commit ----------------------------------------------------------------
 
@@ -360,7 +304,7 @@ class TableWriter:
     def _commit(self, notes: dict[str, Any]) -> Manifest:
         if self._store.exists(self.key):
             return self._yield_to(self._existing())
-        entries = self._complete(self._journal())
+        entries = self._complete(self._journal.read())
         manifest = self._manifest(entries, notes)
         if self._backend.create(layout.manifest(self.key), manifest.to_bytes()):
             return manifest
@@ -386,17 +330,8 @@ class TableWriter:
 
     def _yield_to(self, winner: Manifest) -> Manifest:
         """Use the manifest of the writer that was first, if it has the rows we have."""
-        theirs = {part["shard"]: part for part in winner.parts}
-        same_cut = self._shards is None or self._shards == len(winner.parts)
-        for shard, entry in sorted(self._own.items()):
-            part = theirs.get(shard)
-            if same_cut and (
-                part is None or part["logical_digest"] != entry["part"]["logical_digest"]
-            ):
-                found = "no such shard" if part is None else part["logical_digest"]
-                raise self._differs(
-                    f"shard {shard} with digest {found}, {entry['part']['logical_digest']}"
-                )
+        if self._shards is None or self._shards == len(winner.parts):
+            self._journal.compare(winner)
         return winner
 
     def _manifest(self, entries: list[Entry], notes: dict[str, Any]) -> Manifest:
@@ -421,7 +356,7 @@ class TableWriter:
             rows=sum(part["rows"] for part in parts),
             logical_digest=table_digest(self.schema, hashes),
             kept=sum(entry["kept"] for entry in entries),
-            dropped=_sum(entry["dropped"] for entry in entries),
+            dropped=total(entry["dropped"] for entry in entries),
             rejected=sum(part["rows"] for part in rejects),
             libraries=libraries(),
             seconds=round(time.perf_counter() - self._started, 6),
@@ -435,8 +370,8 @@ class TableWriter:
     def _clean(self, manifest: Manifest) -> None:
         """Remove what the commit made superfluous; garbage collection finds what is left."""
         listed = {item["path"] for item in manifest.files()}
-        ours = [part for entry in self._own.values() for part in _files(entry)]
-        for item in [*ours, *self._attachments.values()]:
+        self._journal.remove_others(listed)
+        for item in self._attachments.values():
             if item["path"] not in listed:
                 self._backend.remove(f"{layout.table(self.key)}/{item['path']}")
         own = self._locks[0] if self._locks else None
@@ -444,17 +379,6 @@ class TableWriter:
             self._backend.remove_tree(layout.work(self.key))
             if own is not None:
                 own.shared()
-
-
-def _files(entry: Entry) -> list[Part]:
-    return [entry["part"], *([entry["rejects"]] if entry["rejects"] else [])]
-
-
-def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))
 
 
 def _some(numbers: Sequence[int], most: int = 10) -> str:

@@ -180,7 +180,7 @@ def test_rows_that_differ_under_one_key_are_reported(store: Store) -> None:
         with one.shard(0) as shard:
             shard.write(rows(0))
         with (
-            pytest.raises(StoreError, match="expected the same rows from the same step"),
+            pytest.raises(StoreError, match="found that two writers made shard 0"),
             other.shard(0) as shard,
         ):
             shard.write(rows(0, salt="other"))
@@ -193,7 +193,7 @@ def test_rows_that_differ_under_one_key_are_reported(store: Store) -> None:
             with early.shard(0) as shard:
                 shard.write(rows(0, salt="early"))
             won = early.commit()
-        with pytest.raises(StoreError, match="two writers made"):
+        with pytest.raises(StoreError, match="two writers made shard 0"):
             late.commit()
     assert store.manifest(won.key) == won
     assert store.verify() == []
@@ -537,3 +537,33 @@ def test_ids_of_a_large_table_stay_in_row_order(local_store: Store) -> None:
     assert read.lookup(table["id"].take(pa.array(picked)).to_pylist()).equals(
         table.take(pa.array(picked))
     )
+
+
+def test_another_cut_never_removes_what_was_committed_meanwhile(local_store: Store) -> None:
+    with local_store.write(**arguments()) as late:
+        manifest = write(local_store, shards=3)
+        assert late.pending(2) == []
+        assert late.committed
+        assert late.commit() == manifest
+    assert local_store.table("chunks").to_table().equals(expected())
+
+
+def test_unfinished_work_can_be_dropped(store: Store) -> None:
+    with store.write(**arguments()) as writer:
+        writer.pending(3)
+        with writer.shard(0) as shard:
+            shard.write(rows(0))
+        if store.backend.local("") is not None:
+            with pytest.raises(StoreError, match="found a writer"):
+                store.remove(writer.key)
+    if store.backend.local("") is None:  # nobody can know that the writer is gone
+        with (
+            store.write(**arguments()) as writer,
+            pytest.raises(StoreError, match="drop what it left with Store.remove"),
+        ):
+            writer.pending(2)
+    store.remove(writer.key)
+    assert not list(store.backend.walk("tables"))
+    assert write(store, shards=2).rows == 20
+    with pytest.raises(StoreError, match="expected a name or key"):
+        store.remove("0" * 64)
