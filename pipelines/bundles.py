@@ -14,11 +14,20 @@ from ..errors import StoreError
 from ..pruners import rules
 from ..storage import Table
 from .answers import find_answers
+from .engine import Job, Slot
 from .tables import rows_by_id, spans_of_equal
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 BASELINES = ("random", "first_k", "cosine")
+
+# The inputs of every step that looks at what a decision left of each question's passages.
+DECIDED_INPUTS = {
+    "signals": Slot(("context_signals",)),
+    "decision": Slot(("prune_context",)),
+    "questions": Slot(("questions",)),
+    "chunks": Slot(("chunk",)),
+}
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,15 @@ def aligned(decision: Table, signals: Table, shard: int) -> pa.Table:
             f" `{signals.manifest.name}` ({signals.key[:12]}), shard {shard}. Make it again."
         )
     return found
+
+
+def decided(job: Job, shard: int) -> Iterator[tuple[Bundle, Bools]]:
+    """Each question of a shard of signals, with the (S,) mask that the job's decision took."""
+    signals = job.input("signals")
+    rows = aligned(job.input("decision"), signals, shard)
+    keep = rows.column("keep").to_numpy(zero_copy_only=False)
+    for bundle in bundles(shard_of(signals, shard), job.input("questions"), job.input("chunks")):
+        yield bundle, keep[slice(*bundle.rows)]
 
 
 def _slice(table: Table, start: int, length: int) -> pa.Table:

@@ -21,7 +21,7 @@ relative paths in an override are relative to the working directory.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -170,11 +170,6 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             raise RecipeError(f"{origin}: the value is not valid YAML: {error}") from error
         _set(raw, recipe, key.split("."), value, origin)
     return _check(raw, recipe.folder, _Lines(origin))
-
-
-def with_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The same recipe with another seed."""
-    return replace(recipe, seed=seed, raw={**recipe.raw, "seed": seed})
 
 
 def _set(raw: dict[str, Any], recipe: Recipe, path: list[str], value: Any, origin: str) -> None:

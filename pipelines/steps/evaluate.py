@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from ...storage import Table
-from ..bundles import BASELINES, Bundle, aligned, baseline_masks, bundles, shard_of
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..bundles import BASELINES, DECIDED_INPUTS, Bundle, baseline_masks, decided
+from ..engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
 
 _COUNTS = ("passages", "sentences", "sentences_kept", "tokens_in", "tokens_out")
 SCHEMA = pa.schema(
@@ -45,18 +45,8 @@ def shard(job: Job, index: int, out: Rows) -> None:
     An answer survives where one of its occurrences has all its sentences kept. The baselines
     get as many characters as pruning kept of this question, and never more.
     """
-    signals, number = job.input("signals"), job.plan.payload[index]
-    keep = (
-        aligned(job.input("decision"), signals, number)
-        .column("keep")
-        .to_numpy(zero_copy_only=False)
-    )
-    rows = [
-        _row(bundle, keep[slice(*bundle.rows)], job.seed)
-        for bundle in bundles(
-            shard_of(signals, number), job.input("questions"), job.input("chunks")
-        )
-    ]
+    found = decided(job, job.plan.payload[index])
+    rows = [_row(bundle, keep, job.seed) for bundle, keep in found]
     out.write(pa.Table.from_pylist(rows, SCHEMA))
     lost = sum(bool(row["answer_retrieved"]) and not row["answer_kept"] for row in rows)
     out.count(len(rows) - lost, {"answer lost": lost} if lost else {})
@@ -89,12 +79,7 @@ SPEC = StepSpec(
     name="evaluate",
     version=1,
     options=EvaluateOptions,
-    inputs={
-        "signals": Slot(("context_signals",)),
-        "decision": Slot(("prune_context",)),
-        "questions": Slot(("questions",)),
-        "chunks": Slot(("chunk",)),
-    },
+    inputs=DECIDED_INPUTS,
     plan=plan,
     shard=shard,
     about="What pruning saved and cost each question, beside three plain methods.",

@@ -10,8 +10,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from ...storage import Table
-from ..bundles import Bundle, aligned, bundles, shard_of
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..bundles import DECIDED_INPUTS, Bundle, decided
+from ..engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
 
 SCHEMA = pa.schema(
     [
@@ -56,16 +56,10 @@ def plan(options: PackOptions, inputs: Mapping[str, Table], context: StepContext
 def shard(job: Job, index: int, out: Rows) -> None:
     """Slice the kept sentences from the passages; a passage with none stays as an empty text."""
     options: PackOptions = job.options  # type: ignore[assignment]
-    signals, number = job.input("signals"), job.plan.payload[index]
-    keep = (
-        aligned(job.input("decision"), signals, number)
-        .column("keep")
-        .to_numpy(zero_copy_only=False)
-    )
     made: list[dict[str, Any]] = []
     below = empty = 0
-    for bundle in bundles(shard_of(signals, number), job.input("questions"), job.input("chunks")):
-        rows = list(_passages(bundle, keep[slice(*bundle.rows)]))
+    for bundle, keep in decided(job, job.plan.payload[index]):
+        rows = list(_passages(bundle, keep))
         if options.order == "relevance":
             rows.sort(key=lambda row: -_logit(row))  # stable: ties stay as retrieved
         limit = len(rows) if options.top_k is None else options.top_k
@@ -109,12 +103,7 @@ SPEC = StepSpec(
     name="pack",
     version=1,
     options=PackOptions,
-    inputs={
-        "signals": Slot(("context_signals",)),
-        "decision": Slot(("prune_context",)),
-        "questions": Slot(("questions",)),
-        "chunks": Slot(("chunk",)),
-    },
+    inputs=DECIDED_INPUTS,
     plan=plan,
     shard=shard,
     about="The pruned passages of each question, best first.",

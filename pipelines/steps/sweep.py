@@ -12,9 +12,9 @@ from pydantic import Field
 
 from ...pruners.catalogue import METHODS
 from ...storage import Table, row_id
-from ..bundles import Bundle, baseline_masks, bundles, shard_of
+from ..bundles import DECIDED_INPUTS, Bundle, baseline_masks, bundles, shard_of
 from ..decisions import make_pruner
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
 from ..signal_columns import columns_for, signals_from
 
 SCHEMA = pa.schema(
@@ -148,12 +148,7 @@ SPEC = StepSpec(
     name="sweep",
     version=1,
     options=SweepOptions,
-    inputs={
-        "signals": Slot(("context_signals",)),
-        "decision": Slot(("prune_context",)),
-        "questions": Slot(("questions",)),
-        "chunks": Slot(("chunk",)),
-    },
+    inputs=DECIDED_INPUTS,
     plan=plan,
     shard=shard,
     about="The same signals decided at many budgets, for curves.",
