@@ -128,7 +128,9 @@ def prune(
     threshold: Annotated[
         float | None, typer.Option(help="Sentences scoring above it stay. [default: the model's]")
     ] = None,
-    aggregation: Annotated[str, typer.Option(help="Token to sentence: mean or vote.")] = "mean",
+    aggregation: Annotated[
+        str | None, typer.Option(help="Token to sentence: mean or vote. [default: the model's]")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Return only the best passages.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Budget of kept tokens over all.")] = None,
     min_sentences: Annotated[int, typer.Option(help="Keep at least so many a passage.")] = 0,
