@@ -17,7 +17,9 @@ from ..errors import InputError
 
 Unit = Literal["sentence", "passage", "sample", "token", "prompt", "weight"]
 Scope = Literal["row", "group", "table"]
-BudgetKind = Literal["fraction", "fraction_per_group", "count_per_group", "threshold"]
+BudgetKind = Literal[
+    "fraction", "fraction_per_group", "fraction_of_groups", "count_per_group", "threshold"
+]
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
@@ -133,6 +135,80 @@ SIGNALS: dict[str, SignalSpec] = {
         ragged_by="term_offset",
         doc="Weight of each term in its row.",
     ),
+    # Tokens of a fine-tuning sample: a row is one trainable (answer) token.
+    "sample": SignalSpec(
+        "int64", "content hash", "none", low=0, doc="Id of the sample that a token stands in."
+    ),
+    "token_position": SignalSpec(
+        "int64", "tokens", "none", low=0, doc="Place of the token in its sample's input, from 0."
+    ),
+    "turn": SignalSpec(
+        "int64",
+        "count",
+        "none",
+        doc="Turn, or document of a packed sample, that the token stands in; neighbours never"
+        " cross its border.",
+    ),
+    "loss": SignalSpec(
+        "float32",
+        "nats",
+        "lower is easier",
+        low=0,
+        doc="-log p(token | what stands before it) under the model that scores.",
+    ),
+    "entropy": SignalSpec(
+        "float32",
+        "nats",
+        "lower is surer",
+        low=0,
+        doc="Entropy of the model's whole distribution at the token, before it is seen.",
+    ),
+    "log_sum_exp": SignalSpec(
+        "float32", "nats", "none", doc="Log of the sum of exp(logit) over the vocabulary."
+    ),
+    "target_rank": SignalSpec(
+        "int64", "tokens", "lower is easier", low=0, doc="Vocabulary entries with a higher logit."
+    ),
+    "reference_loss": SignalSpec(
+        "float32", "nats", "none", low=0, doc="Loss of the token under a reference model."
+    ),
+    "history_loss": SignalSpec(
+        "float32", "nats", "none", low=0, doc="Loss of the token under the model's earlier self."
+    ),
+    "prompt_attention": SignalSpec(
+        "float32",
+        "probability mass",
+        "higher is kept",
+        low=0,
+        high=1.0001,
+        doc="Attention of the token's own query on the prompt, one layer, mean over heads.",
+    ),
+    # Fine-tuning samples: a row is one sample; means are over its trainable tokens.
+    "answer_tokens": SignalSpec("int64", "tokens", "none", low=0, doc="Trainable tokens."),
+    "answer_loss": SignalSpec(
+        "float32", "nats", "lower is easier", low=0, doc="Mean loss; exp of it is the perplexity."
+    ),
+    "answer_entropy": SignalSpec("float32", "nats", "lower is surer", low=0, doc="Mean entropy."),
+    "answer_loss_alone": SignalSpec(
+        "float32",
+        "nats",
+        "lower is easier",
+        low=0,
+        doc="Mean loss of the answer where the model does not see the prompt.",
+    ),
+    "loss_trajectory": SignalSpec(
+        "float32",
+        "nats",
+        "none",
+        shape="N,d",
+        low=0,
+        doc="Mean loss under d checkpoints of one training run, first to last.",
+    ),
+    "quality": SignalSpec("float32", "given", "higher is kept", doc="A quality score, given."),
+    "complexity": SignalSpec(
+        "float32", "given", "higher is kept", doc="A complexity score, given."
+    ),
+    "rating": SignalSpec("float32", "given", "higher is kept", doc="A rater's score, given."),
 }
 
 
@@ -305,6 +381,9 @@ class Selection:
         (N,) float32, the score that the row was held against; NaN where no threshold applied.
     rival
         (N,) int64, position of the kept row that this row lost to; -1 where there is none.
+    weight
+        (N,) float32, what a kept row's loss is multiplied by in training; 1 unless a method
+        rescales (InfoBatch), 0 where dropped.
     """
 
     keep: BoolArray
@@ -313,6 +392,7 @@ class Selection:
     reasons: tuple[str, ...]
     threshold: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
     rival: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    weight: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self) -> None:
         n = len(self.keep)
@@ -320,12 +400,15 @@ class Selection:
             object.__setattr__(self, "threshold", np.full(n, np.nan, np.float32))
         if n and not len(self.rival):
             object.__setattr__(self, "rival", np.full(n, -1, np.int64))
+        if n and not len(self.weight):
+            object.__setattr__(self, "weight", self.keep.astype(np.float32))
         wanted = {
             "keep": np.bool_,
             "score": np.float32,
             "reason": np.uint8,
             "threshold": np.float32,
             "rival": np.int64,
+            "weight": np.float32,
         }
         for name, dtype in wanted.items():
             array = getattr(self, name)
@@ -355,8 +438,9 @@ class Budget:
     """How a method is told how much to keep.
 
     `field` is the option's name. "fraction": exactly ceil(option * N) rows are kept.
-    "fraction_per_group": exactly ceil(option * size) rows of every group. "count_per_group":
-    exactly min(option, size) rows of every group. "threshold": a row is kept when its score
+    "fraction_per_group": exactly ceil(option * size) rows of every group. "fraction_of_groups":
+    exactly ceil(option * groups) groups keep at least one row. "count_per_group": exactly
+    min(option, size) rows of every group. "threshold": a row is kept when its score
     exceeds the option, so a higher value keeps less.
     """
 

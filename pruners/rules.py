@@ -25,12 +25,13 @@ def uniform(seed: int, ids: IntArray) -> npt.NDArray[np.float64]:
     matter (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
     """
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF) + _GOLDEN)
-        bits = _mix(_mix(ids.astype(np.uint64) + _GOLDEN) ^ state)
+        state = mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF) + _GOLDEN)
+        bits = mix(mix(ids.astype(np.uint64) + _GOLDEN) ^ state)
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
 
 
-def _mix(z: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+def mix(z: npt.NDArray[np.uint64] | np.uint64) -> npt.NDArray[np.uint64]:
+    """The SplitMix64 finaliser: a bijection of 64-bit numbers that scatters near ones."""
     z = np.asarray(z, dtype=np.uint64)
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
