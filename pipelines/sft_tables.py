@@ -82,6 +82,12 @@ DECISION = pa.schema(
         # Of a method that decides about tokens; T, or empty for one that decides about samples.
         _field("token_score", pa.list_(pa.float32())),
         _field("token_reason", pa.list_(pa.uint8())),  # into `token_reasons` of the notes
+        # Where signals were there: mean loss and entropy of its trainable tokens, nats.
+        pa.field("error", pa.float32()),
+        pa.field("uncertainty", pa.float32()),
+        # Of qtuning: 1 noise, 2 misconception, 3 redundant, 4 calibration.
+        pa.field("quadrant", pa.uint8()),
+        pa.field("topped_up", pa.bool_()),
     ]
 )
 EXPORT = pa.schema(
