@@ -34,6 +34,14 @@ _SUFFIXES: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+RowFormat = Literal["jsonl", "json", "parquet"]
+ROW_SUFFIXES: dict[str, RowFormat] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+"""Endings of files that hold rows; `scan(suffixes=ROW_SUFFIXES)` looks for these alone."""
 BUILTIN_DOCS = "builtin:python-docs"
 PIECE_BYTES = 8 << 20
 """A JSONL or Parquet file larger than this is read in several pieces."""
@@ -83,11 +91,14 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a file that can be read alone: bytes of JSONL, row groups of Parquet."""
+    """A part of a file that can be read alone: bytes of JSONL, row groups of Parquet.
+
+    A JSON array ("json") is always one piece.
+    """
 
     path: str
     name: str
-    format: Format
+    format: Format | RowFormat
     size: int
     start: int = 0
     stop: int = -1
@@ -109,10 +120,12 @@ def scan(
     *,
     format: Format | None = None,
     piece_bytes: int = PIECE_BYTES,
+    suffixes: Mapping[str, Format | RowFormat] = _SUFFIXES,
 ) -> Scan:
     """Look at files, folders (recursively) and glob patterns; hash what they hold.
 
-    JSONL and Parquet files beyond `piece_bytes` become several pieces.
+    JSONL and Parquet files beyond `piece_bytes` become several pieces. `suffixes` are the
+    endings that are read; files of a folder with another ending are skipped.
 
     Raises
     ------
@@ -129,12 +142,14 @@ def scan(
             files += 1
             continue
         for file, name, explicit in _expand(path):
-            kind = format or _SUFFIXES.get(file.suffix.lower())
+            kind = format or suffixes.get(file.suffix.lower())
             if kind is None:
                 if explicit:
+                    advice = f"Set `format` to one of {', '.join(FORMATS)}."
                     raise InputError(
                         f"cannot tell the format of {file}: known endings are"
-                        f" {', '.join(_SUFFIXES)}. Set `format` to one of {', '.join(FORMATS)}."
+                        f" {', '.join(suffixes)}."
+                        f" {advice if suffixes is _SUFFIXES else 'Rename or convert it.'}"
                     )
                 skipped.append(name)
                 continue
@@ -145,7 +160,7 @@ def scan(
     if not pieces and not files:
         raise InputError(
             f"found no readable file in {', '.join(paths)} ({len(skipped)} of other kinds)."
-            f" Readable endings are {', '.join(_SUFFIXES)}."
+            f" Readable endings are {', '.join(suffixes)}."
         )
     return Scan(tuple(pieces), whole.hexdigest(), files, tuple(skipped))
 
@@ -216,15 +231,26 @@ def _fixed_parts(pattern: Path) -> list[str]:
     return parts
 
 
-def _pieces_of(file: Path, name: str, kind: Format, piece_bytes: int) -> tuple[list[Piece], str]:
+def _pieces_of(
+    file: Path, name: str, kind: Format | RowFormat, piece_bytes: int
+) -> tuple[list[Piece], str]:
     size = file.stat().st_size
-    if kind == "jsonl":
+    if kind == "jsonl" or (kind == "json" and not _starts_an_array(file)):
         return _jsonl_pieces(file, name, piece_bytes)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     if kind == "parquet":
         return _parquet_pieces(file, name, piece_bytes), digest
     return [Piece(str(file), name, kind, size)], digest
+
+
+def _starts_an_array(file: Path) -> bool:
+    """Whether a `.json` file holds one array; many hold an object a line instead."""
+    with file.open("rb") as stream:
+        while block := stream.read(4096):
+            if start := block.lstrip(b"\xef\xbb\xbf \t\r\n")[:1]:
+                return start == b"["
+    return False
 
 
 def _jsonl_pieces(file: Path, name: str, piece_bytes: int) -> tuple[list[Piece], str]:
@@ -312,6 +338,63 @@ def parse_object(line: bytes, where: str, reject: Reject) -> dict[str, Any] | No
         )
         return None
     return record
+
+
+def read_rows(piece: Piece, reject: Reject) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """(row number from 1, row, its JSON text as read) of a piece of rows; bad ones to `reject`.
+
+    The text is the line itself for JSONL, and the row written as JSON for the other kinds.
+
+    Raises
+    ------
+    InputError
+        A `.json` file is not one array of JSON, or a file changed since it was scanned.
+    """
+    if piece.format == "jsonl":
+        for row, line in read_lines(piece):
+            record = parse_object(line, f"{piece.name}, row {row}", reject)
+            if record is not None:
+                yield row, record, line.decode("utf-8")
+        return
+    records = _array(piece) if piece.format == "json" else _parquet_rows(piece)
+    for row, record in enumerate(records, piece.first_row):
+        if isinstance(record, dict):
+            yield row, record, json_text(record)
+        else:
+            reject(
+                {"value": str(record)[:500]},
+                f"expected a JSON object; found {type(record).__name__}.",
+                f"{piece.name}, row {row}",
+            )
+
+
+def json_text(value: Any) -> str:
+    """JSON that a UTF-8 column can hold: half of a surrogate pair stays an escape."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(value, default=str)
+    return text
+
+
+def _array(piece: Piece) -> list[Any]:
+    try:
+        found = json.loads(Path(piece.path).read_bytes().decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise InputError(
+            f"{piece.path}: expected one JSON array of objects; found damaged JSON ({error})."
+            " Mend the file, or write one object a line with the ending .jsonl."
+        ) from error
+    return list(found)
+
+
+def _parquet_rows(piece: Piece) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(piece.path) as file:
+        for batch in file.iter_batches(1024, row_groups=list(range(piece.start, piece.stop))):
+            yield from batch.to_pylist()
 
 
 def _record(
