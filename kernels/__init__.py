@@ -1,11 +1,34 @@
 """Arithmetic: reference, torch and Triton implementations behind one name each.
 
-Importing this package loads neither torch nor Triton: an implementation is loaded by its first
-call. (The functions are imported here at once, because a module of the same name would
-otherwise take the name's place the moment it is loaded.)
+The names below are loaded when they are first used, and an implementation by its first call, so
+that importing this package loads neither torch nor Triton. No module here bears the name of a
+function: importing it would put the module in the function's place. And nothing is imported
+here from above: where the repository root is on the path, transformers finds this folder when
+it looks for a distribution called `kernels`, and must see that this is none.
 """
 
-from .attention_mass import AttentionMass, attention_mass
-from .token_stats import TokenStats, token_stats
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attention import AttentionMass, attention_mass
+    from .tokens import TokenStats, token_stats
 
 __all__ = ["AttentionMass", "TokenStats", "attention_mass", "token_stats"]
+
+_HOME = {
+    "AttentionMass": ".attention",
+    "TokenStats": ".tokens",
+    "attention_mass": ".attention",
+    "token_stats": ".tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

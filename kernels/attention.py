@@ -101,12 +101,12 @@ def attention_mass(
     )
     _check_side("query_segment", query_segment, (batch, rows), query, integers=True)
     _check_side("key_segment", key_segment, (batch, keys), query, integers=True)
-    from .attention_mass_reference import Sight, reference
-    from .attention_mass_torch import blocked
+    from .attention_reference import Sight, reference
+    from .attention_torch import blocked
 
     sight = Sight(rows, keys, causal, window, query_segment, key_segment)
     if chosen == "triton":
-        from .attention_mass_triton import two_kernels
+        from .attention_triton import two_kernels
 
         run = two_kernels
     else:

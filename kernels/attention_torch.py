@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import torch
 
-from .attention_mass_reference import Sight
+from .attention_reference import Sight
 
 CPU_BLOCK = (256, 1 << 22)  # queries, and float32 cells: 16 MiB
 GPU_BLOCK = (4096, 1 << 24)  # 64 MiB

@@ -98,8 +98,8 @@ def token_stats(
     _check(hidden, weight, targets, bias)
     check_positive("softcap", softcap)
     check_positive("scale", scale)
-    from .token_stats_reference import reference
-    from .token_stats_torch import tiled
+    from .tokens_reference import reference
+    from .tokens_torch import tiled
 
     flat = targets.reshape(-1)
     rows = (flat != ignore_index).nonzero().squeeze(1)
@@ -107,7 +107,7 @@ def token_stats(
     _check_range(wanted, rows, len(weight))
     states = hidden.reshape(-1, hidden.shape[-1])
     if chosen == "triton":
-        from .token_stats_triton import fused
+        from .tokens_triton import fused
 
         run = fused
     else:
