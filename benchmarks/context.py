@@ -38,6 +38,7 @@ from typing import Any
 import faiss  # noqa: F401  before torch: two OpenMP runtimes the other way round can crash
 import numpy as np
 import torch
+from sections import write_section
 
 from prunery.errors import ModelError
 from prunery.pruners.context import ContextPruner, PrunedPassage
@@ -56,7 +57,6 @@ from prunery.pruners.signals.onnx_forward import onnx_forward
 
 HERE = Path(__file__).resolve().parent
 DATA = "derived_nq_multidoc/nq-open-30_docs_bm25_gold_first.jsonl.gz"
-BEGIN, END = "<!-- context-speed:begin -->", "<!-- context-speed:end -->"
 
 Texts = tuple[list[str], list[list[str]]]
 
@@ -463,17 +463,6 @@ def section(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_section(path: Path, text: str) -> None:
-    """Replace what stands between the markers, or append it with them."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
-    block = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in old and END in old:
-        made = old.split(BEGIN, 1)[0] + block + old.split(END, 1)[1]
-    else:
-        made = f"{old.rstrip()}\n\n{block}\n"
-    path.write_text(made, encoding="utf-8")
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -492,7 +481,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "context.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     text = section(made)
-    write_section(given.results / "RESULTS.md", text)
+    write_section(given.results / "RESULTS.md", "context-speed", text)
     print(text)
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_data as sets
+from sections import write_section
 
 from prunery.pipelines.context_scores import METHOD_NAMES
 from prunery.pipelines.evaluate_context import (
@@ -38,7 +39,6 @@ from prunery.pipelines.evaluation_rows import ContextRow
 from prunery.storage import Store
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
 #: DSLR runs the network once a sentence: left out where that is tens of thousands of times.
 CHEAP = [name for name in METHOD_NAMES if name != "dslr"]
 LANGUAGES = ("de", "es", "zh", "ar")
@@ -208,17 +208,6 @@ def section(result: dict[str, Any], reports: Sequence[tuple[Part, EvaluationRepo
     return "\n\n".join(lines)
 
 
-def write_section(path: Path, text: str) -> None:
-    """Replace what stands between the markers, or append it with them."""
-    old = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
-    block = f"{BEGIN}\n{text}\n{END}"
-    if BEGIN in old and END in old:
-        before, after = old.split(BEGIN, 1)[0], old.split(END, 1)[1]
-        path.write_text(before + block + after, encoding="utf-8")
-    else:
-        path.write_text(f"{old.rstrip()}\n\n{block}\n", encoding="utf-8")
-
-
 def main() -> None:
     """Rows, overlap, scores, figures, files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -273,7 +262,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, sort_keys=True, allow_nan=False)
     (folder / "quality.json").write_text(text + "\n", encoding="utf-8")
-    write_section(given.results / "RESULTS.md", section(result, reports))
+    write_section(given.results / "RESULTS.md", "quality", section(result, reports))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from .._version import __version__
@@ -36,7 +36,10 @@ class Chart:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that the page shows, in plain words and numbers."""
+    """All that the page shows, in plain words and numbers.
+
+    `template` says how `rows` and `examples` are shown; the frame around them is the same.
+    """
 
     title: str
     about: str
@@ -52,20 +55,26 @@ class ReportData:
     lineage: list[dict[str, Any]]
     models: list[tuple[str, str]]
     libraries: str
+    template: str = "report.html"
     version: str = field(default=__version__)
 
 
 @cache
 def _environment() -> Environment:
+    folder = resources.files("prunery.pipelines")
+    pages = {p.name: p.read_text("utf-8") for p in folder.iterdir() if p.name.endswith(".html")}
     return Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=False, auto_reload=False
+        loader=DictLoader(pages),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=False,
+        auto_reload=False,
     )
 
 
 def render(data: ReportData) -> str:
     """The page, below `MAX_BYTES`: examples, then rows, are left out until it fits."""
-    text = resources.files("prunery.pipelines").joinpath("report.html").read_text("utf-8")
-    template = _environment().from_string(text)
+    template = _environment().get_template(data.template)
     while True:
         page = template.render(data=data)
         size = len(page.encode("utf-8"))
@@ -215,15 +224,21 @@ def score_chart(
             kept,
             dropped,
             x_label="score",
+            y_label="sentences",
             label="Number of kept and dropped sentences by score",
             threshold=threshold,
         ),
-        [
-            {"cls": "kept", "name": f"kept ({sum(kept):,})"},
-            {"cls": "dropped", "name": f"dropped ({sum(dropped):,})"},
-        ],
+        fates(sum(kept), sum(dropped)),
         "A kept sentence below the threshold was kept by another rule, such as a title's.",
     )
+
+
+def fates(kept: int, dropped: int) -> list[dict[str, str]]:
+    """The legend of a histogram of kept and dropped rows."""
+    return [
+        {"cls": "kept", "name": f"kept ({kept:,})"},
+        {"cls": "dropped", "name": f"dropped ({dropped:,})"},
+    ]
 
 
 def lineage_rows(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ class RunResult:
     @property
     def report(self) -> Path | None:
         """The HTML report, a file on this machine, if the recipe makes one."""
-        manifest = self.of_step("report")
+        manifest = self.of_step("report") or self.of_step("report_sft")
         return self.store.table(manifest.key).attachment("report.html") if manifest else None
 
     def as_json(self) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def histogram(
     dropped: Sequence[int],
     *,
     x_label: str,
+    y_label: str,
     label: str,
     threshold: float | None = None,
 ) -> Markup:
@@ -72,7 +73,7 @@ def histogram(
     parts = [_open(label)]
     ticks = [0.0, *[math.log10(10.0**power + 1) for power in range(int(top) + 1)]]
     names = ["0", *[f"{10**power:,}" for power in range(int(top) + 1)]]
-    parts.append(_axes(frame, x_label, "sentences (log scale)", _number, ticks, names))
+    parts.append(_axes(frame, x_label, f"{y_label} (log scale)", _number, ticks, names))
     for left, right, yes, no in zip(edges[:-1], edges[1:], kept, dropped, strict=True):
         half = (frame.x(right) - frame.x(left)) / 2
         for index, (count, kind) in enumerate(((no, "dropped"), (yes, "kept"))):
@@ -111,6 +112,45 @@ def histogram(
         )
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
+
+
+def scatter(
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    label: str,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    cross: Point | None = None,
+) -> Markup:
+    """Points, one colour a series; those beyond a range are drawn at its edge.
+
+    `cross` draws a line through each axis at that point, which cuts the plane into quadrants.
+    """
+    frame = _Frame(x_range, y_range)
+    parts = [_open(label), _grid(frame, x_label, y_label, _number, _number)]
+    for cloud in series:
+        places = [
+            f"M{frame.x(_within(x, x_range)):.0f},{frame.y(_within(y, y_range)):.0f}h0"
+            for x, y in cloud.points
+        ]
+        parts.append(
+            Markup('<path class="cloud s{}" d="{}"><title>{}</title></path>').format(
+                cloud.slot, "".join(places), cloud.name
+            )
+        )
+    if cross is not None:
+        x, y = frame.x(_within(cross[0], x_range)), frame.y(_within(cross[1], y_range))
+        rule = Markup('<line class="rule" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>')
+        parts.append(rule.format(x, x, frame.y(y_range[0]), frame.y(y_range[1])))
+        parts.append(rule.format(frame.x(x_range[0]), frame.x(x_range[1]), y, y))
+    parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def _within(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,9 +84,9 @@ def test_rows_are_written_once_and_read_back(sets, tmp_path):
 def test_the_section_replaces_its_own_text_alone(sets, tmp_path):
     quality = import_module("quality")
     path = tmp_path / "RESULTS.md"
-    quality.write_section(path, "first")
+    quality.write_section(path, "quality", "first")
     path.write_text(path.read_text() + "\n<!-- speed:begin -->\nfast\n<!-- speed:end -->\n")
-    quality.write_section(path, "second")
+    quality.write_section(path, "quality", "second")
     text = path.read_text()
     assert "first" not in text
     assert text.count("second") == 1

@@ -187,7 +187,11 @@ def test_line_chart_places_points_and_escapes_names():
 
 
 def test_histogram_draws_only_bins_that_hold_something():
-    chart = str(svg.histogram([0, 0.5, 1], [9, 0], [0, 99], x_label="s", label="l", threshold=0.5))
+    chart = str(
+        svg.histogram(
+            [0, 0.5, 1], [9, 0], [0, 99], x_label="s", y_label="r", label="l", threshold=0.5
+        )
+    )
     assert chart.count("<rect") == 2
     assert "9 kept, score 0 to 0.5" in chart
     assert "99 dropped, score 0.5 to 1" in chart
