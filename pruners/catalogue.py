@@ -13,6 +13,12 @@ from .context.random_sentences import RandomSentences
 from .contract import Pruner
 from .sample.near_duplicate import NearDuplicate
 from .sample.random import Random
+from .token.excess_loss import ExcessLoss
+from .token.perplexity_tokens import PerplexityTokens
+from .token.qtuning import QTuning
+from .token.random_tokens import RandomTokens
+from .token.sstoken import SsToken
+from .token.token_cleaning import TokenCleaning
 
 METHODS: dict[str, type[Pruner]] = {
     # context
@@ -25,6 +31,13 @@ METHODS: dict[str, type[Pruner]] = {
     # sample
     "random": Random,
     "near_duplicate": NearDuplicate,
+    # token
+    "qtuning": QTuning,
+    "sstoken": SsToken,
+    "excess_loss": ExcessLoss,
+    "token_cleaning": TokenCleaning,
+    "perplexity_tokens": PerplexityTokens,
+    "random_tokens": RandomTokens,
 }
 
 

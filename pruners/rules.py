@@ -43,6 +43,18 @@ def count_of(n: int, fraction: float) -> int:
     return min(n, math.ceil(round(fraction * n, 9)))
 
 
+def floor_of(n: int, fraction: float) -> int:
+    """floor(fraction * n), as immune: 0.29 of 100 rows is 29 rows."""
+    return min(n, math.floor(round(fraction * n, 9)))
+
+
+def counts_of(sizes: IntArray, fraction: float, *, rounded: str = "up") -> IntArray:
+    """`count_of` ("up") or `floor_of` ("down") for the sizes (G,) of many groups, (G,) int64."""
+    count = count_of if rounded == "up" else floor_of
+    different, inverse = np.unique(sizes, return_inverse=True)
+    return np.array([count(int(size), fraction) for size in different], np.int64)[inverse]
+
+
 def best_first(score: npt.NDArray[np.floating], ids: IntArray) -> IntArray:
     """Positions from the highest score to the lowest, ties by smaller id. (N,) int64."""
     return np.lexsort((ids, -score.astype(np.float64))).astype(np.int64)
@@ -76,13 +88,23 @@ def top_fraction(
     return top_count(score, ids, count_of(len(score), fraction))
 
 
-def rank_in_group(score: npt.NDArray[np.floating], ids: IntArray, group: IntArray) -> IntArray:
-    """Place of each row among the rows of its group, 0 = best, ties by smaller id. (N,)."""
+def rank_in_group(
+    score: npt.NDArray[np.floating],
+    ids: IntArray,
+    group: IntArray,
+    *,
+    first: BoolArray | None = None,
+) -> IntArray:
+    """Place of each row among the rows of its group, 0 = best, ties by smaller id. (N,).
+
+    Rows flagged in `first` (N,) come before the others of their group.
+    """
     n = len(score)
     rank = np.zeros(n, np.int64)
     if n == 0:
         return rank
-    order = np.lexsort((ids, -score.astype(np.float64), group))
+    best = (ids, -score.astype(np.float64))
+    order = np.lexsort((*best, group) if first is None else (*best, ~first, group))
     starts = np.flatnonzero(np.diff(group[order], prepend=group[order][0] - 1))
     sizes = np.diff(np.append(starts, n))
     rank[order] = np.arange(n) - np.repeat(starts, sizes)
@@ -103,7 +125,7 @@ def top_fraction_by_group(
     if len(score) == 0:
         return np.zeros(0, np.bool_)
     _, inverse, sizes = np.unique(group, return_inverse=True, return_counts=True)
-    quota = np.array([count_of(int(size), fraction) for size in sizes], np.int64)
+    quota = counts_of(sizes, fraction)
     return np.asarray(rank_in_group(score, ids, group) < quota[inverse], np.bool_)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from prunery.pruners.contract import SIGNALS, Signals
+from prunery.pruners.ragged import token_ids
 
 
 def make_signals(method, n, *, seed=0, ties=False):
@@ -16,8 +17,12 @@ def make_signals(method, n, *, seed=0, ties=False):
     group_ids = rng.choice(2**62, size=max(n, 1), replace=False).astype(np.int64)
     groups = np.repeat(group_ids, rng.integers(1, 10, size=max(n, 1)))[:n]
     wanted = method.needs | method.optional
+    if "sample" in wanted:
+        arrays |= _places(groups, n, rng)
     for name in sorted(wanted - {"id"}):
         spec = SIGNALS[name]
+        if name in arrays:
+            continue
         if name in ("passage", "question"):
             arrays[name] = groups if name == method.group else groups // 3
         elif name == "position":
@@ -33,12 +38,28 @@ def make_signals(method, n, *, seed=0, ties=False):
             arrays[name] = np.concatenate([[0], np.cumsum(rng.integers(0, 6, size=n))])
         elif spec.shape == "N":
             arrays[name] = _scalar(spec, n, rng, ties)
+            if name in ("quality", "complexity"):
+                arrays[name] = np.abs(arrays[name])
     for name in sorted(wanted):
         spec = SIGNALS[name]
         if spec.shape == "nnz":
             borders = arrays[spec.ragged_by]
             arrays[name] = _ragged(spec, borders, rng, ties)
     return Signals(arrays)
+
+
+def _places(groups, n, rng):
+    """Tokens in their samples: positions with a hole here and there, turns of some tokens."""
+    starts = np.flatnonzero(np.diff(groups, prepend=-1)) if n else np.zeros(0, int)
+    sizes = np.diff(np.append(starts, n))
+    steps = np.where(rng.random(n) < 0.8, 1, 3)
+    position = 5 + np.cumsum(steps) - np.repeat(np.cumsum(steps)[starts], sizes)
+    return {
+        "id": token_ids(groups, position),
+        "sample": groups,
+        "token_position": position,
+        "turn": position // 6,
+    }
 
 
 def _scalar(spec, n, rng, ties):

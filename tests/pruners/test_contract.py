@@ -81,7 +81,7 @@ def test_method_declares_itself(name):
     method = METHODS[name]
     assert method.unit in get_args(Unit)
     assert method.scope in get_args(Scope)
-    assert (method.group in method.needs) if method.scope == "group" else method.group is None
+    assert method.group in (method.needs if method.scope == "group" else {None, *method.needs})
     assert "id" in method.needs
     assert (method.needs | method.optional) <= set(SIGNALS)
     assert method.budget.field in {field.name for field in dataclasses.fields(method)}

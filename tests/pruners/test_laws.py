@@ -1,4 +1,7 @@
-"""The laws that every method in METHODS must pass, generated from the catalogue."""
+"""The laws that every method in METHODS must pass, generated from the catalogue.
+
+They also hold with main switches the other way, where the method claims so: see `SWITCHED`.
+"""
 
 import dataclasses
 import itertools
@@ -16,11 +19,41 @@ from .laws import make_signals
 LEVELS = {
     "fraction": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
     "fraction_per_group": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
+    "fraction_of_groups": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
     "count_per_group": [0, 1, 2, 5, 100],
     "threshold": [0.0, 0.05, 0.2, 0.5, 0.8, 1.0],
 }
 
-every_method = pytest.mark.parametrize("name", METHODS)
+SWITCHED = {
+    "qtuning, rank": ("qtuning", {"normalise": "rank"}),
+    "qtuning, log": ("qtuning", {"normalise": "log", "mix": 0.0}),
+    "qtuning, drop lowest": ("qtuning", {"direction": "drop_lowest", "mix": 1.0}),
+    "qtuning, few tokens": ("qtuning", {"tokens": 0.0}),
+    "qtuning, protected go": ("qtuning", {"keep_protected": False}),
+    "sstoken, detrend": ("sstoken", {"detrend": True}),
+    "sstoken, loss alone": ("sstoken", {"gamma": 1.0}),
+    "sstoken, attention alone": ("sstoken", {"gamma": 0.0, "keep_protected": False}),
+    "perplexity_tokens, drop lowest": ("perplexity_tokens", {"direction": "drop_lowest"}),
+}
+
+
+class Switched:
+    """A method with some options set: what it declares is read through."""
+
+    def __init__(self, method, options):
+        self.method, self.options = method, options
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def __call__(self, **options):
+        return self.method(**{**self.options, **options})
+
+
+CASES = {name: Switched(method, {}) for name, method in METHODS.items()} | {
+    name: Switched(METHODS[method], options) for name, (method, options) in SWITCHED.items()
+}
+every_method = pytest.mark.parametrize("name", CASES)
 
 
 def levels(method):
@@ -47,7 +80,7 @@ def same(a, b):
 @every_method
 @pytest.mark.parametrize("n", [0, 1, 257])
 def test_mask_is_aligned_and_whole(name, n):
-    method = METHODS[name]
+    method = CASES[name]
     signals = make_signals(method, n)
     for level in levels(method):
         selection = at(method, level)(signals, seed=0)
@@ -58,12 +91,15 @@ def test_mask_is_aligned_and_whole(name, n):
         assert selection.keep[lost].all(), "a rival must itself be kept"
         assert not selection.keep[selection.rival >= 0].any(), "a kept row lost to nobody"
         assert sum(selection.dropped().values()) == n - selection.kept
+        assert np.isfinite(selection.weight).all()
+        assert (selection.weight[selection.keep] > 0).all()
+        assert not selection.weight[~selection.keep].any(), "a dropped row weighs nothing"
 
 
 @every_method
 def test_a_reason_means_one_verdict(name):
-    method = METHODS[name]
-    selection = METHODS[name]()(make_signals(method, 257), seed=0)
+    method = CASES[name]
+    selection = method()(make_signals(method, 257), seed=0)
     for code in np.unique(selection.reason):
         assert len(np.unique(selection.keep[selection.reason == code])) == 1
 
@@ -71,13 +107,17 @@ def test_a_reason_means_one_verdict(name):
 @every_method
 @pytest.mark.parametrize("ties", [False, True])
 def test_budget_is_met_exactly(name, ties):
-    method = METHODS[name]
+    method = CASES[name]
     signals = optional_off(method, make_signals(method, 257, ties=ties))
     for level in levels(method):
         selection = at(method, level)(signals, seed=3)
         kind = method.budget.kind
         if kind == "fraction":
             assert selection.kept == math.ceil(round(level * 257, 9))
+        elif kind == "fraction_of_groups":
+            groups = np.unique(signals[method.group])
+            kept = np.unique(signals[method.group][selection.keep])
+            assert len(kept) == math.ceil(round(level * len(groups), 9))
         elif kind == "threshold":
             assert np.array_equal(selection.keep, selection.score > np.float32(level))
         else:
@@ -95,7 +135,7 @@ def test_budget_is_met_exactly(name, ties):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("forced", [False, True])
 def test_monotone_in_the_budget(name, ties, forced):
-    method = METHODS[name]
+    method = CASES[name]
     signals = make_signals(method, 257, ties=ties)
     if not forced:
         signals = optional_off(method, signals)
@@ -109,7 +149,7 @@ def test_monotone_in_the_budget(name, ties, forced):
 @every_method
 @pytest.mark.parametrize("ties", [False, True])
 def test_row_order_does_not_matter(name, ties):
-    method = METHODS[name]
+    method = CASES[name]
     signals = make_signals(method, 257, ties=ties)
     order = np.random.default_rng(5).permutation(257)
     for level in levels(method):
@@ -124,7 +164,7 @@ def test_row_order_does_not_matter(name, ties):
 def test_shards_do_not_matter(name):
     """Where the scope allows a cut, the cut changes nothing; elsewhere the score may not move
     with rows that play no part in it (checked for scores that are drawn or given)."""
-    method = METHODS[name]
+    method = CASES[name]
     signals = make_signals(method, 257)
     whole = method()(signals, seed=4)
     if method.scope == "table":
@@ -142,14 +182,14 @@ def test_shards_do_not_matter(name):
 
 @every_method
 def test_same_seed_same_selection(name):
-    method = METHODS[name]
+    method = CASES[name]
     signals = make_signals(method, 257)
     assert same(method()(signals, seed=7), method()(signals, seed=7))
 
 
 @every_method
 def test_signals_are_not_written_to(name):
-    method = METHODS[name]
+    method = CASES[name]
     signals = make_signals(method, 64)
     before = {key: signals[key].copy() for key in signals}
     for key in signals:
@@ -161,7 +201,7 @@ def test_signals_are_not_written_to(name):
 
 @every_method
 def test_ties_go_to_the_smaller_id(name):
-    method = METHODS[name]
+    method = CASES[name]
     signals = optional_off(method, make_signals(method, 257, ties=True))
     group = signals[method.group] if method.group else np.zeros(257, np.int64)
     for level in levels(method):
@@ -176,7 +216,7 @@ def test_ties_go_to_the_smaller_id(name):
 
 @every_method
 def test_non_finite_signals_are_refused_by_name(name):
-    method = METHODS[name]
+    method = CASES[name]
     floats = [key for key in sorted(method.needs) if SIGNALS[key].dtype == "float32"]
     for key in floats:
         for poison in (np.nan, np.inf):
@@ -189,7 +229,7 @@ def test_non_finite_signals_are_refused_by_name(name):
 
 @every_method
 def test_missing_signals_are_refused_by_name(name):
-    method = METHODS[name]
+    method = CASES[name]
     for key in sorted(method.needs - {"id"}):
         ragged = {k for k in SIGNALS if SIGNALS[k].ragged_by == key}
         arrays = {k: v for k, v in make_signals(method, 40).items() if k != key and k not in ragged}
@@ -199,6 +239,6 @@ def test_missing_signals_are_refused_by_name(name):
 
 @every_method
 def test_options_out_of_range_are_refused(name):
-    method = METHODS[name]
+    method = CASES[name]
     with pytest.raises(InputError, match=method.budget.field):
         at(method, -1)
