@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 from ..errors import InputError
 from .html_text import html_text
@@ -74,7 +74,7 @@ class Document:
     source: str
     text: str
     title: str
-    format: Format
+    format: Format | RowFormat
     base: int = 0
     offsets: array[int] | None = None
     headings: tuple[tuple[int, int, int], ...] = ()
@@ -165,9 +165,19 @@ def scan(
     return Scan(tuple(pieces), whole.hexdigest(), files, tuple(skipped))
 
 
-def group_pieces(pieces: Sequence[Piece], limit: int = PIECE_BYTES) -> list[list[Piece]]:
+class Sized(Protocol):
+    """What has a size in bytes."""
+
+    @property
+    def size(self) -> int: ...
+
+
+SizedT = TypeVar("SizedT", bound=Sized)
+
+
+def group_pieces(pieces: Sequence[SizedT], limit: int = PIECE_BYTES) -> list[list[SizedT]]:
     """Put neighbouring pieces together until a group holds `limit` bytes: one shard each."""
-    groups: list[list[Piece]] = []
+    groups: list[list[SizedT]] = []
     size = 0
     for piece in pieces:
         if not groups or size + piece.size > limit:

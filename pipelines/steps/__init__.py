@@ -16,9 +16,11 @@ from . import (
     prune_context,
     prune_passages,
     questions,
+    read_chats,
     report,
     retrieve,
     sweep,
+    tokenize_chats,
 )
 
 STEPS: dict[str, StepSpec] = {
@@ -34,6 +36,8 @@ STEPS: dict[str, StepSpec] = {
     "evaluate": evaluate.SPEC,
     "sweep": sweep.SPEC,
     "report": report.SPEC,
+    "read_chats": read_chats.SPEC,
+    "tokenize_chats": tokenize_chats.SPEC,
     "label_silver": SILVER,
     "context_scores": SCORES,
     "evaluate_context": EVALUATE,

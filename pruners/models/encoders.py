@@ -125,13 +125,16 @@ def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hub_snapshot(name: str) -> Path:
-    """Fetch a model from the hub (or its local cache): weights, configs, tokenizer; no code."""
+def hub_snapshot(name: str, patterns: tuple[str, ...] = HUB_PATTERNS) -> Path:
+    """Fetch a model from the hub (or its local cache): weights, configs, tokenizer; no code.
+
+    `patterns` are the names of the files that are wanted.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"model {name!r}: expected a local folder or a hub id that can be fetched "

@@ -12,9 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError
+from .encoders import HUB_PATTERNS, hub_snapshot
 
+# What a tokenizer needs of a model on the hub: everything but the weights.
+_HUB_PATTERNS = (*(p for p in HUB_PATTERNS if "safetensors" not in p), "*.jinja")
 # Settings of use, not of the mapping: a trainer may change them on the same tokenizer.
 _OF_USE = ("version", "truncation", "padding", "post_processor", "decoder")
+
+
+def tokenizer_folder(name: str) -> Path:
+    """Folder of a tokenizer: `name` itself where it is one, else fetched from the hub.
+
+    Raises ModelError where nothing is found.
+    """
+    folder = Path(name).expanduser()
+    return folder if folder.is_dir() else hub_snapshot(name, _HUB_PATTERNS)
 
 
 def load_tokenizer(folder: Path | str) -> Any:
