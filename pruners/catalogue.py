@@ -11,8 +11,17 @@ from .context.lexrank import LexRank
 from .context.provence import Provence
 from .context.random_sentences import RandomSentences
 from .contract import Pruner
+from .sample.deita import Deita
+from .sample.ifd import Ifd
+from .sample.infobatch import InfoBatch
+from .sample.k_center import KCenter
+from .sample.longest import Longest
 from .sample.near_duplicate import NearDuplicate
+from .sample.perplexity_window import PerplexityWindow
+from .sample.qurating import QuRating
 from .sample.random import Random
+from .sample.s2l import S2L
+from .sample.superfiltering import Superfiltering
 from .token.excess_loss import ExcessLoss
 from .token.perplexity_tokens import PerplexityTokens
 from .token.qtuning import QTuning
@@ -31,6 +40,15 @@ METHODS: dict[str, type[Pruner]] = {
     # sample
     "random": Random,
     "near_duplicate": NearDuplicate,
+    "ifd": Ifd,
+    "superfiltering": Superfiltering,
+    "s2l": S2L,
+    "infobatch": InfoBatch,
+    "deita": Deita,
+    "longest": Longest,
+    "perplexity_window": PerplexityWindow,
+    "qurating": QuRating,
+    "k_center": KCenter,
     # token
     "qtuning": QTuning,
     "sstoken": SsToken,

@@ -55,6 +55,23 @@ def counts_of(sizes: IntArray, fraction: float, *, rounded: str = "up") -> IntAr
     return np.array([count(int(size), fraction) for size in different], np.int64)[inverse]
 
 
+def left_places(values: npt.NDArray[np.floating]) -> IntArray:
+    """Number of smaller values in the array, (N,) int64: equal values share a place."""
+    return np.searchsorted(np.sort(values), values).astype(np.int64)
+
+
+def mean_rank(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Mean place of each value among equal ones, over N - 1: 0 lowest, 1 highest, (N,).
+
+    0.5 for a single value.
+    """
+    if len(values) < 2:
+        return np.full(len(values), 0.5)
+    last = len(values) - 1
+    right = last - left_places(-values)
+    return np.asarray((left_places(values) + right) / (2 * last), np.float64)
+
+
 def best_first(score: npt.NDArray[np.floating], ids: IntArray) -> IntArray:
     """Positions from the highest score to the lowest, ties by smaller id. (N,) int64."""
     return np.lexsort((ids, -score.astype(np.float64))).astype(np.int64)

@@ -116,7 +116,7 @@ def reach(error: Float64Array, uncertainty: Float64Array) -> tuple[IntArray, Boo
     two in places, alpha * (n - 1), (n,) int64, and (n,) bool.
     """
     last = len(error) - 1
-    high, surely = left_places(error), left_places(uncertainty)
+    high, surely = rules.left_places(error), rules.left_places(uncertainty)
     second = np.maximum(last - high, surely)
     fourth = np.maximum(high, last - surely)
     return np.minimum(second, fourth), np.asarray(second < fourth, np.bool_)
@@ -157,7 +157,7 @@ def normalised(
     places divided by n - 1.
     """
     if how == "rank":
-        return _rank(error), _rank(uncertainty)
+        return rules.mean_rank(error), rules.mean_rank(uncertainty)
     if how == "log":
         return _unit_range(error), _unit_range(uncertainty)
     low, high = error.min(), error.max()
@@ -173,18 +173,6 @@ def _unit_range(values: Float64Array) -> Float64Array:
     if span < NOISE:
         return np.full(len(values), 0.5)
     return np.asarray((values - values.min()) / span, np.float64)
-
-
-def _rank(values: Float64Array) -> Float64Array:
-    if len(values) == 1:
-        return np.full(1, 0.5)
-    right = len(values) - 1 - left_places(-values)
-    return np.asarray((left_places(values) + right) / (2 * (len(values) - 1)), np.float64)
-
-
-def left_places(values: Float64Array) -> IntArray:
-    """Number of smaller values, (n,) int64."""
-    return np.searchsorted(np.sort(values), values).astype(np.int64)
 
 
 def correlation(error: Float64Array, uncertainty: Float64Array) -> float:

@@ -33,6 +33,8 @@ def make_signals(method, n, *, seed=0, ties=False):
             vectors = rng.standard_normal((n, 8)).astype(np.float32)
             if ties:
                 vectors = np.sign(vectors[:, :1]) * np.eye(8, dtype=np.float32)[:1]
+            if spec.low == 0:
+                vectors = np.abs(vectors)
             arrays[name] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         elif spec.shape == "N+1":
             arrays[name] = np.concatenate([[0], np.cumsum(rng.integers(0, 6, size=n))])

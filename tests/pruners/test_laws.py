@@ -33,6 +33,10 @@ SWITCHED = {
     "sstoken, detrend": ("sstoken", {"detrend": True}),
     "sstoken, loss alone": ("sstoken", {"gamma": 1.0}),
     "sstoken, attention alone": ("sstoken", {"gamma": 0.0, "keep_protected": False}),
+    "qurating, tempered": ("qurating", {"temperature": 0.7}),
+    "perplexity_window, bottom": ("perplexity_window", {"centre": 0.0}),
+    "deita, all near": ("deita", {"distance": 1.0}),
+    "s2l, few clusters": ("s2l", {"clusters": 3}),
     "perplexity_tokens, drop lowest": ("perplexity_tokens", {"direction": "drop_lowest"}),
 }
 
