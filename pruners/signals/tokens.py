@@ -170,7 +170,9 @@ def score_tokens(
         mass = None
         if tap is not None and attention is not None:
             mass = _prompt_mass(tap, batch, attention.exclude_sink, impl)[row, position]
-    return TokenScores(row, position, stats.nll, stats.entropy, stats.lse, stats.rank, mass)
+    # Both are at least 0; float32 can miss that by its last bits.
+    loss, entropy = stats.nll.clamp(min=0), stats.entropy.clamp(min=0)
+    return TokenScores(row, position, loss, entropy, stats.lse, stats.rank, mass)
 
 
 def answer_alone(
