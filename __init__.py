@@ -10,16 +10,31 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .pipelines.online_selection import OnlineSelection
+    from .pipelines.pruning_trainer import PruningTrainer, PruningTrainerMixin
     from .pruners.catalogue import METHODS
     from .pruners.context import ContextPruner, PrunedPassage
     from .storage import Store, VectorIndex
 
-__all__ = ["METHODS", "ContextPruner", "PrunedPassage", "Store", "VectorIndex", "__version__"]
+__all__ = [
+    "METHODS",
+    "ContextPruner",
+    "OnlineSelection",
+    "PrunedPassage",
+    "PruningTrainer",
+    "PruningTrainerMixin",
+    "Store",
+    "VectorIndex",
+    "__version__",
+]
 
 _HOME = {
     "METHODS": ".pruners.catalogue",
     "ContextPruner": ".pruners.context",
+    "OnlineSelection": ".pipelines.online_selection",
     "PrunedPassage": ".pruners.context",
+    "PruningTrainer": ".pipelines.pruning_trainer",
+    "PruningTrainerMixin": ".pipelines.pruning_trainer",
     "Store": ".storage",
     "VectorIndex": ".storage",
 }
