@@ -93,7 +93,7 @@ class Explanation:
 
 
 def explain(store: Store, table_ref: str, row_id: int) -> Explanation:
-    """Walk the lineage for one row of a table: a passage, a retrieved passage or a sentence.
+    """Walk the lineage for one row of a table: a passage, its sentence, a chat and so on.
 
     Decisions are looked for in the table itself, in what it was made from, and in tables made
     from it that a name points to.
@@ -167,9 +167,14 @@ class _Family:
     def verdicts(self, ids: Iterable[int]) -> Iterator[Verdict]:
         """Decisions about those rows, in the order of the tables, then of the ids."""
         wanted = list(ids)
-        for table in self.of("prune_passages", "prune_context"):
+        for table in self.of("prune_passages", "prune_context", "prune_sft"):
             for row in table.lookup(wanted, missing="skip").to_pylist():
                 rival = row["rival"]
+                trained = (
+                    f", {row['kept_tokens']} of {row['tokens']} tokens"
+                    if table.manifest.step == "prune_sft"
+                    else ""
+                )
                 yield Verdict(
                     table=table.manifest.name,
                     key=table.key,
@@ -178,7 +183,7 @@ class _Family:
                     kept=row["keep"],
                     score=row["score"],
                     threshold=row["threshold"],
-                    reason=row["reason"],
+                    reason=row["reason"] + trained,
                     rival=rival,
                     rival_text=": ".join(self.describe(rival)) if rival is not None else "",
                     text=self.describe(row["id"])[1],
@@ -191,7 +196,7 @@ class _Family:
             yield from self.verdicts(ids)
 
     def describe(self, row_id: int, row: Mapping[str, Any] | None = None) -> tuple[str, str]:
-        """(what the row is, its text); empty strings where it is neither passage nor sentence."""
+        """(what the row is, its text); empty strings where it is none of those known here."""
         sentence = self._find(row_id, "context_signals")
         if sentence is not None:
             chunk = self._find(sentence["chunk"], "chunk")
@@ -209,6 +214,11 @@ class _Family:
         chunk = self._find(row_id, "chunk")
         if chunk is not None:
             return _place(chunk), chunk["text"]
+        chat = self._find(row_id, "read_chats")
+        if chat is not None:
+            domain = f" ({chat['domain']})" if chat["domain"] else ""
+            said = [m["content"] for m in chat["messages"] if m["role"] in ("assistant", "text")]
+            return f"chat {chat['source']}{domain}", said[-1] if said else ""
         question = self._find(row_id, "questions")
         return ("a question", question["question"]) if question else ("", "")
 

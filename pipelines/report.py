@@ -18,6 +18,7 @@ from markupsafe import Markup
 from .._version import __version__
 from ..storage import Manifest
 from . import svg
+from .engine import Job
 from .run_totals import fate, totals
 
 MAX_BYTES = 1_000_000
@@ -239,6 +240,15 @@ def fates(kept: int, dropped: int) -> list[dict[str, str]]:
         {"cls": "kept", "name": f"kept ({kept:,})"},
         {"cls": "dropped", "name": f"dropped ({dropped:,})"},
     ]
+
+
+def ancestry(job: Job) -> list[Manifest]:
+    """Manifests of a job's inputs and of all they were made from, ancestors first."""
+    found: dict[str, Manifest] = {}
+    for key in job.inputs.values():
+        for manifest in job.store.lineage(key):
+            found.setdefault(manifest.key, manifest)
+    return list(found.values())
 
 
 def lineage_rows(manifests: Sequence[Manifest]) -> list[dict[str, Any]]:

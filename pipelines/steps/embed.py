@@ -1,4 +1,4 @@
-"""Step `embed`: one unit vector a passage, by sentence-transformers."""
+"""Step `embed`: one unit vector a passage or chat, by sentence-transformers."""
 
 from __future__ import annotations
 
@@ -64,16 +64,12 @@ def shard(job: Job, index: int, out: Rows) -> None:
     model = sentence_encoder(str(encoder(options.encoder).path), options.device)
     source = job.input("chunks")
     kept = 0
-    batches = source.shard_batches(job.plan.payload[index], columns=["id", "title", "text"])
-    for batch in batches:
+    chats = source.manifest.step == "read_chats"
+    columns = ["id", "messages"] if chats else ["id", "title", "text"]
+    for batch in source.shard_batches(job.plan.payload[index], columns=columns):
         for start in range(0, batch.num_rows, _ROWS_A_BATCH):
             part = batch.slice(start, _ROWS_A_BATCH)
-            texts = [
-                f"{title}\n{text}" if options.title and title else text
-                for title, text in zip(
-                    part.column("title").to_pylist(), part.column("text").to_pylist(), strict=True
-                )
-            ]
+            texts = _chats(part) if chats else _passages(part, options.title)
             vectors = model.encode(texts, batch_size=options.batch_size)
             values = pa.FixedSizeListArray.from_arrays(
                 pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
@@ -83,12 +79,28 @@ def shard(job: Job, index: int, out: Rows) -> None:
     out.count(kept, {})
 
 
+def _passages(rows: pa.RecordBatch, titled: bool) -> list[str]:
+    titles, texts = rows.column("title").to_pylist(), rows.column("text").to_pylist()
+    return [
+        f"{title}\n{text}" if titled and title else text
+        for title, text in zip(titles, texts, strict=True)
+    ]
+
+
+def _chats(rows: pa.RecordBatch) -> list[str]:
+    """Messages one below the other, without their roles."""
+    return [
+        "\n".join(message["content"] for message in messages if message["content"])
+        for messages in rows.column("messages").to_pylist()
+    ]
+
+
 SPEC = StepSpec(
     name="embed",
     version=1,
     options=EmbedOptions,
-    inputs={"chunks": Slot(("chunk",))},
+    inputs={"chunks": Slot(("chunk", "read_chats"))},
     plan=plan,
     shard=shard,
-    about="One unit vector a passage.",
+    about="One unit vector a passage or chat.",
 )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ...pruners.catalogue import METHODS
-from ...storage import Manifest, Table, TableWriter
+from ...storage import Table, TableWriter
 from .. import report
 from ..answers import find_answers
 from ..bundles import BASELINES, Bundle, aligned, bundles, shard_of
@@ -63,7 +63,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     baselines = [
         name for name in BASELINES if any(row[f"answer_kept_{name}"] is not None for row in rows)
     ]
-    manifests = _lineage(job)
+    manifests = report.ancestry(job)
     data = report.ReportData(
         title=options.title,
         about=options.about,
@@ -81,14 +81,6 @@ def finish(job: Job, writer: TableWriter) -> None:
         libraries=report.libraries(manifests),
     )
     writer.attach("report.html", report.render(data).encode("utf-8"))
-
-
-def _lineage(job: Job) -> list[Manifest]:
-    found: dict[str, Manifest] = {}
-    for key in job.inputs.values():
-        for manifest in job.store.lineage(key):
-            found.setdefault(manifest.key, manifest)
-    return list(found.values())
 
 
 def _scores(decision: Table, threshold: float | None) -> report.Chart:
