@@ -2,6 +2,11 @@
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from prunery.errors import InputError, ModelError
 from prunery.pruners.catalogue import METHODS
 from prunery.pruners.contract import Selection
 
+from .ddp_driver import lopsided
 from .tiny_training import (
     IGNORE,
     Chosen,
@@ -549,3 +555,44 @@ def test_what_cannot_be_scored_is_refused(tmp_path):
     model.accepts_loss_kwargs = False
     with pytest.raises(ModelError, match="num_items_in_batch"):
         trainer(tmp_path, chats(), OnlineSelection(method=Chosen()), model=model)
+
+
+def test_two_processes_stay_in_step_and_train_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(2):
+        setting = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.pipelines.ddp_driver", str(tmp_path)]
+        processes.append(
+            subprocess.Popen(
+                command,
+                env=environment | {name: str(value) for name, value in setting.items()},
+                cwd=Path(__file__).parents[2],
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    seen = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in range(2)]
+    assert [one["world"] for one in seen] == [2, 2]
+    assert seen[0]["counts"] == seen[1]["counts"], "one divisor for all"
+    assert seen[0]["weights"] == seen[1]["weights"]
+    assert seen[1]["windows"] == [[[1, 2]], [[1, 2]]], "nothing stays here, and it runs along"
+    assert (tmp_path / "decisions-0.jsonl").is_file() and (tmp_path / "decisions-1.jsonl").is_file()
+
+    selection = OnlineSelection(method=Chosen(rule=lopsided))
+    options = {"max_steps": 2, "gradient_accumulation_steps": 2, "optim": "sgd"}
+    options["train_sampling_strategy"] = "sequential"
+    alone = trainer(tmp_path, chats(16), selection, **options)
+    alone.train()
+    assert alone.counts == seen[0]["counts"]
+    for name, value in weights(alone.model).items():
+        found = torch.tensor(seen[0]["weights"][name])
+        assert torch.allclose(found, value.flatten(), atol=1e-6), name
+    assert not same_weights(weights(alone.model), weights(llama()))
