@@ -78,13 +78,13 @@ class Grouped:
 
         0.5 throughout a group whose values differ by less than `NOISE`.
         """
-        values = np.asarray(values, np.float64)
-        if not len(values):
-            return values
-        low = np.minimum.reduceat(values, self.starts)
-        span = np.maximum.reduceat(values, self.starts) - low
+        wide = values.astype(np.float64)
+        if not len(wide):
+            return wide
+        low = np.minimum.reduceat(wide, self.starts)
+        span = np.maximum.reduceat(wide, self.starts) - low
         flat = span < NOISE
-        stretched = (values - low[self.owner]) / np.where(flat, 1.0, span)[self.owner]
+        stretched = (wide - low[self.owner]) / np.where(flat, 1.0, span)[self.owner]
         return np.asarray(np.where(flat[self.owner], 0.5, stretched), np.float64)
 
 

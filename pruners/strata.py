@@ -39,7 +39,8 @@ def stratified(pruner: Pruner, signals: Signals, strata: IntArray, *, seed: int)
             f"`strata` must have one code for each of {signals.n} rows; found shape"
             f" {strata.shape}. Give the rows and their strata in the same order."
         )
-    for name in sorted({pruner.group, "sample"} & pruner.needs & set(signals)):
+    # A method over the whole table may look at samples as well.
+    for name in sorted({pruner.group or "sample", "sample"} & pruner.needs & set(signals)):
         _check_groups(name, signals[name], strata, signals["id"])
     if not signals.n:
         return pruner(signals, seed=seed)
