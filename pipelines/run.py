@@ -11,7 +11,7 @@ from ..storage import Manifest, Store
 from .engine import StepContext, WorkerPool
 from .progress import Progress, Silent
 from .recipe import Recipe, Step
-from .run_totals import fate, totals
+from .run_totals import fate, selection_totals, totals
 from .steps import STEPS
 
 
@@ -54,6 +54,7 @@ class RunResult:
             },
             "totals": self.totals(),
             "questions": self._questions(),
+            "selections": self.selections(),
             "report": str(report) if report else None,
         }
 
@@ -64,12 +65,21 @@ class RunResult:
             return None
         return totals(rows)
 
+    def selections(self) -> dict[str, dict[str, int]]:
+        """Samples and trained tokens before and after, for each `prune_sft` step by its name."""
+        return {
+            name: selection_totals(self.store.table(m.key))
+            for name, m in self.manifests.items()
+            if m.step == "prune_sft"
+        }
+
     def lines(self) -> list[str]:
         """The result in words: a line a step, a line a question, totals, the report's path."""
         made = [
             f"{name}: {m.rows} rows" + _counts(m.kept, m.dropped, m.rejected)
             for name, m in self.manifests.items()
         ]
+        made += _selection_lines(self.selections())
         rows = self._questions()
         if rows:
             made += ["", *_question_lines(rows), "", *_total_lines(totals(rows))]
@@ -146,6 +156,18 @@ def _counts(kept: int, dropped: Mapping[str, int], rejected: int) -> str:
     if rejected:
         parts.append(f"{rejected} rejected")
     return f" ({kept} kept; {', '.join(parts)})" if parts else ""
+
+
+def _selection_lines(selections: Mapping[str, Mapping[str, int]]) -> list[str]:
+    made = []
+    for name, n in selections.items():
+        removed = 1 - n["tokens_kept"] / n["tokens"] if n["tokens"] else 0.0
+        made += [
+            "",
+            f"{name}: {n['samples']} -> {n['samples_kept']} samples, {n['tokens']} ->"
+            f" {n['tokens_kept']} trained tokens ({removed:.0%} removed)",
+        ]
+    return made
 
 
 def _question_lines(rows: list[dict[str, Any]]) -> list[str]:

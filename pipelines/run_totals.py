@@ -1,9 +1,13 @@
-"""What a run saved and cost, from the rows of its evaluate table."""
+"""What a run saved and cost, from the rows of its evaluate and decision tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import pyarrow.compute as pc
+
+from ..storage import Table
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -35,3 +39,14 @@ def fate(row: Mapping[str, Any]) -> str:
     if not row["answer_retrieved"]:
         return "not retrieved"
     return "kept" if row["answer_kept"] else "lost"
+
+
+def selection_totals(decision: Table) -> dict[str, int]:
+    """Samples and trainable tokens of a `prune_sft` table, and how many of them were kept."""
+    made = {"samples": 0, "samples_kept": 0, "tokens": 0, "tokens_kept": 0}
+    for batch in decision.batches(columns=["keep", "tokens", "kept_tokens"]):
+        made["samples"] += batch.num_rows
+        made["samples_kept"] += int(pc.sum(batch.column("keep")).as_py() or 0)
+        made["tokens"] += int(pc.sum(batch.column("tokens")).as_py() or 0)
+        made["tokens_kept"] += int(pc.sum(batch.column("kept_tokens")).as_py() or 0)
+    return made

@@ -174,6 +174,18 @@ def test_an_empty_set_is_decided_too(store):
     assert run(store, {"tokens": key}, method="random").rows == 0
 
 
+def test_totals_count_samples_and_tokens(store):
+    from prunery.pipelines.run import RunResult
+
+    keys = tables(store)
+    manifest = run(store, {"tokens": keys["tokens"]}, method="longest", keep=0.5)
+    result = RunResult("r", store, {"prune": manifest})
+    assert result.selections() == {
+        "prune": {"samples": 4, "samples_kept": 2, "tokens": 10, "tokens_kept": 7}
+    }
+    assert "prune: 4 -> 2 samples, 10 -> 7 trained tokens (30% removed)" in result.lines()
+
+
 def test_the_decision_schema_is_kept(store):
     from prunery.pipelines.sft_tables import DECISION
 
