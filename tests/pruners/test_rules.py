@@ -105,3 +105,36 @@ def test_earlier_neighbour_against_brute_force(block):
         expected = max(float(vectors[i] @ vectors[j]) for j in earlier)
         assert best[i] == pytest.approx(min(expected, 1.0), abs=1e-6)
         assert float(vectors[i] @ vectors[where[i]]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "fraction", "up", "down"),
+    [(100, 0.55, 55, 55), (100, 0.29, 29, 29), (7, 0.5, 4, 3), (3, 1.0, 3, 3), (9, 0.0, 0, 0)],
+)
+def test_counts_are_exact(size, fraction, up, down):
+    assert rules.count_of(size, fraction) == up
+    assert rules.floor_of(size, fraction) == down
+    sizes = np.array([size, 2, size])
+    assert rules.counts_of(sizes, fraction).tolist()[::2] == [up, up]
+    assert rules.counts_of(sizes, fraction, rounded="down").tolist()[::2] == [down, down]
+
+
+def test_rank_puts_flagged_rows_first():
+    score = np.array([5.0, 1.0, 3.0, 2.0, 9.0])
+    first = np.array([False, True, False, True, False])
+    group = np.array([0, 0, 0, 0, 1])
+    rank = rules.rank_in_group(score, np.arange(5), group, first=first)
+    assert rank.tolist() == [2, 1, 3, 0, 0]
+
+
+@given(scores)
+@settings(max_examples=100, deadline=None)
+def test_places_against_counting(values):
+    array = np.array(values, np.float32)
+    smaller = [sum(other < value for other in values) for value in values]
+    equal = [sum(other == value for other in values) for value in values]
+    assert rules.left_places(array).tolist() == smaller
+    middle = [s + (e - 1) / 2 for s, e in zip(smaller, equal, strict=True)]
+    last = len(values) - 1
+    expected = [m / last for m in middle] if last > 0 else [0.5] * len(values)
+    np.testing.assert_allclose(rules.mean_rank(array), expected)
