@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from ..pruners.models.causal import DType, LoadedCausal, ResolvedCausal
     from ..pruners.models.encoders import ResolvedEncoder
     from ..pruners.models.provence import LoadedProvence
 
@@ -82,3 +83,20 @@ def provence(name: str, device: str | None = None, dtype: str = "float32") -> Lo
 
     with _without_bars():
         return load_provence(name, device=device, dtype=dtype)
+
+
+@lru_cache(maxsize=16)
+def resolved_causal(name: str) -> ResolvedCausal:
+    """Where a causal model's files are, and their digests; see `resolve_causal`."""
+    from ..pruners.models.causal import resolve_causal
+
+    return resolve_causal(name)
+
+
+@lru_cache(maxsize=4)
+def causal(name: str, device: str | None = None, dtype: DType = "float32") -> LoadedCausal:
+    """A causal model to score with, read once a process; the last four are kept."""
+    from ..pruners.models.causal import load_causal
+
+    with _without_bars():
+        return load_causal(name, device=device, dtype=dtype)

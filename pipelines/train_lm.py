@@ -84,7 +84,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
         show_progress=False,
     )
     made.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    wrap: Any = PreTrainedTokenizerFast
+    tokenizer = wrap(
         tokenizer_object=made,
         bos_token=START,
         eos_token=END,
@@ -158,7 +159,7 @@ def _new_model(shape: Shape, tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return LlamaForCausalLM(config).float()
+    return LlamaForCausalLM(config)
 
 
 def _train(

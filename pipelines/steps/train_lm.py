@@ -54,8 +54,8 @@ class TrainLmOptions(StepOptions):
     layers: int = Field(default=3, ge=1, le=64)
     heads: int = Field(default=4, ge=1, le=64)
     max_length: int = Field(default=256, ge=8, le=2048)
-    steps: int = Field(default=240, ge=1, le=1_000_000)
-    batch_tokens: int = Field(default=2048, ge=8, le=1_048_576)
+    steps: int = Field(default=400, ge=1, le=1_000_000)
+    batch_tokens: int = Field(default=1024, ge=8, le=1_048_576)
     learning_rate: float = Field(default=3e-3, gt=0, le=1)
     checkpoints: int = Field(default=2, ge=0, le=32)
 

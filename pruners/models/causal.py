@@ -87,7 +87,7 @@ def load_causal(name: str, *, device: str | None = None, dtype: DType = "float32
     tokenizer = load_tokenizer(folder)
     found = _resolved(folder, tokenizer)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             local_files_only=True,
             use_safetensors=True,
@@ -101,6 +101,7 @@ def load_causal(name: str, *, device: str | None = None, dtype: DType = "float32
             f" {folder}; found {type(error).__name__}: {error}. Give a model whose architecture"
             " this version of transformers knows, saved by save_pretrained."
         ) from error
+    model, info = read
     missing = sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])])
     if missing:
         raise ModelError(
