@@ -351,6 +351,50 @@ def report(
     typer.echo(str(out))
 
 
+@app.command()
+def export(
+    table: TableArgument,
+    format: Annotated[
+        str,
+        typer.Option(help="trl, trainer, axolotl, llama-factory, open-instruct or rows."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be empty.")],
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub id of the tokenizer, checked and saved beside the rows."),
+    ] = None,
+    chats: Annotated[
+        str | None, typer.Option(help="Table of read_chats, for rows. [default: its ancestor]")
+    ] = None,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a fine-tuning selection (a table of export_sft) for a trainer."""
+    from .pipelines.sft_export import write_export
+    from .pruners.models.tokenizers import load_tokenizer, tokenizer_folder
+
+    result = write_export(
+        _store(store),
+        table,
+        out,
+        format=format,  # type: ignore[arg-type]  # refused by name inside
+        chats=chats,
+        tokenizer=load_tokenizer(tokenizer_folder(tokenizer)) if tokenizer else None,
+        jsonl=jsonl,
+        force=force,
+    )
+    if as_json:
+        _print_json(result.manifest)
+        return
+    made = result.manifest
+    typer.echo(
+        f"{out / made['data']}: {made['rows']} samples, {made['trained_tokens']} of"
+        f" {made['tokens']} tokens trained"
+    )
+
+
 @train_app.command("provence")
 def train_provence(
     rows: Annotated[Path, typer.Option(help="Training rows, JSON lines or Parquet.")],

@@ -14,6 +14,7 @@ from pydantic import Field
 from ...errors import InputError
 from ...storage import Table
 from ..bundles import shard_of
+from ..causal_files import causal_source
 from ..chat_tokens import ChatTokenizer, TrainOn
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
 from ..sft_tables import TOKENS
@@ -28,8 +29,8 @@ class TokenizeChatsOptions(StepOptions):
     Attributes
     ----------
     tokenizer
-        Folder of a tokenizer or model, or an id of the hub. Not wanted where the input `model`
-        brings one.
+        Folder of a tokenizer or model, or an id of the hub; the tokenizer of the input `model`
+        (a table of `train_lm`) where not given.
     chat_template
         File of a Jinja template; else the tokenizer's own, else a plain one of ours
         (`chat_tokens.DEFAULT_TEMPLATE`).
@@ -76,20 +77,13 @@ def plan(options: TokenizeChatsOptions, inputs: Mapping[str, Table], context: St
         for start, stop in shard_ranges(part["rows"], options.rows_a_shard)
     ]
     notes = {"tokenizer": options.tokenizer or inputs["model"].manifest.name}
-    return Plan(TOKENS, len(ranges), identity, made.digests, payload=(folder, ranges), notes=notes)
+    return Plan(TOKENS, len(ranges), identity, made.digests, payload=ranges, notes=notes)
 
 
 def _folder(options: TokenizeChatsOptions, model: Table | None) -> str:
     from ...pruners.models.tokenizers import tokenizer_folder
 
-    if (options.tokenizer is None) == (model is None):
-        raise InputError(
-            "expected either the option `tokenizer` or the input `model` (a table of train_lm);"
-            f" found {'neither' if model is None else 'both'}. Give one of them."
-        )
-    if options.tokenizer is not None:
-        return str(tokenizer_folder(options.tokenizer))
-    raise InputError("the input `model` is not read yet.")
+    return str(tokenizer_folder(causal_source(options.tokenizer, model)))
 
 
 @lru_cache(maxsize=4)
@@ -121,9 +115,10 @@ def _template(path: str | None) -> str | None:
 
 def shard(job: Job, index: int, out: Rows) -> None:
     """Tokenise some rows; those with nothing to train, or that the template refuses, go aside."""
-    folder, ranges = job.plan.payload
-    number, start, stop = ranges[index]
-    tokenizer = _tokenizer(folder, job.options.model_dump_json())
+    options: TokenizeChatsOptions = job.options  # type: ignore[assignment]
+    number, start, stop = job.plan.payload[index]
+    folder = _folder(options, job.input("model") if job.has("model") else None)
+    tokenizer = _tokenizer(folder, options.model_dump_json())
     rows = shard_of(job.input("chats"), number, _COLUMNS).slice(start, stop - start).to_pylist()
     made: list[dict[str, Any]] = []
     for row in rows:

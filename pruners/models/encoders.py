@@ -28,6 +28,7 @@ HUB_PATTERNS = (
     "spm.model",
     "vocab.txt",
     "merges.txt",
+    "*.jinja",
     "README.md",
 )
 

@@ -15,7 +15,7 @@ from ...errors import ModelError
 from .encoders import HUB_PATTERNS, hub_snapshot
 
 # What a tokenizer needs of a model on the hub: everything but the weights.
-_HUB_PATTERNS = (*(p for p in HUB_PATTERNS if "safetensors" not in p), "*.jinja")
+_HUB_PATTERNS = tuple(pattern for pattern in HUB_PATTERNS if "safetensors" not in pattern)
 # Settings of use, not of the mapping: a trainer may change them on the same tokenizer.
 _OF_USE = ("version", "truncation", "padding", "post_processor", "decoder")
 

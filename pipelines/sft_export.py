@@ -1,0 +1,326 @@
+"""A selection written as files for a trainer, and read back with its digests checked.
+
+Each format has exactly the columns that its trainer reads:
+
+trl              input_ids, labels, assistant_masks. TRL 1.7 and later take the labels as they
+                 are; from 0.19 to 1.6 packing drops them, and the mask, always applied, holds.
+trainer          input_ids, attention_mask, labels, for transformers' Trainer
+axolotl          the same three; load it with an empty `type:`
+open-instruct    the same three
+llama-factory    the same three, saved by `datasets` (`tokenized_path`), under the key train
+rows             the surviving rows, untouched, as they were read (a line for each)
+
+A label is the token's id where it is trained and -100 elsewhere. Sequences are whole (no
+padding) and start and end with what the chat template writes, so a trainer must add nothing.
+The weights of samples stand in samples.parquet, beside the file that is trained on: no trainer here
+reads a weight of its own accord.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from .._version import __version__
+from ..errors import InputError, ModelError, StoreError
+from ..pruners.models.tokenizers import template_sha256, tokenizer_sha256
+from ..storage import Manifest, Store, Table, file_digest
+from .sft_tables import EXPORT
+
+ExportFormat = Literal["trl", "trainer", "axolotl", "llama-factory", "open-instruct", "rows"]
+FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
+
+_PLAIN = ("input_ids", "attention_mask", "labels")
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "trl": ("input_ids", "labels", "assistant_masks"),
+    "trainer": _PLAIN,
+    "axolotl": _PLAIN,
+    "llama-factory": _PLAIN,
+    "open-instruct": _PLAIN,
+}
+MANIFEST = "manifest.json"
+SIDE = "samples.parquet"
+_STEP = "export_sft"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """An export on disk: its folder, its manifest, and (from `load_export`) its rows.
+
+    `rows` has the columns of the format; for the format `rows`, one column `raw` of JSON text.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    rows: pa.Table | None = None
+
+
+def write_export(
+    store: Store,
+    ref: str,
+    folder: str | Path,
+    *,
+    format: ExportFormat,
+    chats: str | None = None,
+    tokenizer: Any = None,
+    jsonl: bool = False,
+    force: bool = False,
+) -> Exported:
+    """Write a table of `export_sft` for a trainer.
+
+    The files are made in a folder beside `folder` and moved there when all are whole.
+
+    Parameters
+    ----------
+    store, ref
+        Where the table is, and its name or key.
+    folder
+        Must not exist or be empty, unless `force` replaces it.
+    format
+        See the module.
+    chats
+        Table of `read_chats` with the rows as read, for the format `rows`; found among the
+        table's ancestors where not given.
+    tokenizer
+        A tokenizer to save beside the rows, with its chat template; it must be the one that the
+        samples were made with.
+    jsonl
+        JSON lines in place of Parquet (not for llama-factory).
+
+    Raises
+    ------
+    InputError
+        An unknown format, another kind of table, or a folder that is not empty.
+    ModelError
+        The tokenizer is another one than the samples were made with.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format `{format}`; known: {', '.join(FORMATS)}.")
+    table = store.table(ref)
+    if table.manifest.step != _STEP:
+        raise InputError(
+            f"`{ref}` is a table of step `{table.manifest.step}`; expected one of `{_STEP}`."
+            " Run that step on the decision first."
+        )
+    if jsonl and format == "llama-factory":
+        raise InputError("llama-factory reads a saved data set, not JSON lines. Leave out jsonl.")
+    target = Path(folder)
+    _check_target(target, force)
+    digests = {name: table.manifest.models[name] for name in ("tokenizer", "chat_template")}
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, digests)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    made.mkdir()
+    try:
+        counts = _write_rows(store, table, made, format, chats, jsonl)
+        side = _side(table)
+        pq.write_table(side, made / SIDE)
+        counts["rows"] = side.num_rows
+        for name, column in (("tokens", "length"), ("trained_tokens", "trained_tokens")):
+            counts[name] = pc.sum(side.column(column)).as_py() or 0
+        if tokenizer is not None:
+            tokenizer.save_pretrained(made / "tokenizer")
+        manifest = _manifest(store, table.manifest, made, format, {**counts, **digests})
+        (made / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        if force and target.exists():
+            shutil.rmtree(target)
+        os.replace(made, target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return Exported(target, manifest)
+
+
+def load_export(folder: str | Path, tokenizer: Any = None) -> Exported:
+    """Read an export back, after hashing every file again.
+
+    `tokenizer`, where given, must be the one that the samples were made with. Its chat template
+    is not compared: the rows are tokens already.
+
+    Raises
+    ------
+    StoreError
+        No export is there, or a file is missing, damaged or not listed.
+    ModelError
+        The tokenizer is another one.
+    """
+    home = Path(folder)
+    manifest = _read_manifest(home)
+    listed = manifest["files"]
+    found = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    for name in sorted({*listed, *found} - {MANIFEST}):
+        sha = file_digest(home / name) if name in found else "no such file"
+        if name not in listed or sha != listed[name]["sha256"]:
+            wanted = listed[name]["sha256"] if name in listed else "no such file"
+            raise StoreError(
+                f"{home / name}: expected {wanted} as {MANIFEST} lists, found {sha}. The export"
+                " was changed after it was written: export again."
+            )
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, {"tokenizer": manifest["tokenizer"]})
+    return Exported(home, manifest, _read_rows(home, manifest))
+
+
+def check_tokenizer(tokenizer: Any, digests: dict[str, str]) -> None:
+    """Refuse a tokenizer (or its chat template, where `digests` has it) that is another one."""
+    found = {"tokenizer": tokenizer_sha256(tokenizer)}
+    if digests.get("chat_template") and tokenizer.chat_template:
+        found["chat_template"] = template_sha256(tokenizer.chat_template)
+    for name, sha in found.items():
+        if sha != digests[name]:
+            raise ModelError(
+                f"{tokenizer.name_or_path!r}: expected the {name.replace('_', ' ')} with digest"
+                f" {digests[name]}, found {sha}. The samples were made with another one: load"
+                " that, or tokenise the chats again with this one."
+            )
+
+
+def _check_target(target: Path, force: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file; expected a folder to write to.")
+    if target.exists() and any(target.iterdir()) and not force:
+        raise InputError(
+            f"{target} is not empty. Give another folder, or replace it with `force` (--force)."
+        )
+
+
+def _write_rows(
+    store: Store, table: Table, made: Path, format: ExportFormat, chats: str | None, jsonl: bool
+) -> dict[str, Any]:
+    """Write the files that are trained on; what the manifest says about them."""
+    if format == "rows":
+        return {"columns": ["raw"], "data": _write_raw(store, table, made, chats)}
+    columns = list(COLUMNS[format])
+    schema = pa.schema([table.schema.field(name) for name in columns])
+    batches = table.batches(columns=columns)
+    data = "train.jsonl" if jsonl else "train.parquet"
+    if format == "llama-factory":
+        _save_to_disk(made, batches, schema)
+        data = "."
+    elif jsonl:
+        with open(made / data, "w", encoding="utf-8") as file:
+            for batch in batches:
+                file.writelines(json.dumps(row) + "\n" for row in batch.to_pylist())
+    else:
+        with pq.ParquetWriter(made / data, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    return {"columns": columns, "data": data}
+
+
+def _save_to_disk(made: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> None:
+    """The rows as a saved data set with the one split `train`, in bounded memory."""
+    from datasets import Dataset, DatasetDict
+    from datasets.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    stream = made / ".stream.arrow"
+    with pa.ipc.new_stream(stream, schema) as writer:
+        # A stream without any batch is refused by `datasets`.
+        writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
+        for batch in batches:
+            writer.write_batch(batch)
+    quiet = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        DatasetDict({"train": Dataset.from_file(str(stream))}).save_to_disk(str(made))
+    finally:
+        if not quiet:
+            enable_progress_bars()
+    stream.unlink()
+
+
+def _write_raw(store: Store, table: Table, made: Path, chats: str | None) -> str:
+    source = store.table(chats) if chats else _ancestor(store, table.manifest, "read_chats")
+    with open(made / "rows.jsonl", "w", encoding="utf-8") as file:
+        for batch in table.batches(columns=["id"]):
+            rows = source.lookup(batch.column("id").to_pylist(), columns=["raw"])
+            file.writelines(raw + "\n" for raw in rows.column("raw").to_pylist())
+    return "rows.jsonl"
+
+
+def _ancestor(store: Store, manifest: Manifest, step: str) -> Table:
+    found = [parent for parent in store.lineage(manifest.key) if parent.step == step]
+    if len(found) != 1:
+        raise InputError(
+            f"expected one table of `{step}` among the ancestors of `{manifest.name}`, found"
+            f" {len(found)}. Name it with `chats`."
+        )
+    return store.table(found[0].key)
+
+
+def _side(table: Table) -> pa.Table:
+    """(id, length, trained tokens, weight) of each sample, in the order of the rows."""
+    found = table.to_table(columns=["id", "length", "weight", "completion_mask"])
+    trained = [sum(mask) for mask in found.column("completion_mask").to_pylist()]
+    return found.drop_columns("completion_mask").append_column(
+        "trained_tokens", pa.array(trained, pa.int32())
+    )
+
+
+def _manifest(
+    store: Store, table: Manifest, made: Path, format: str, more: dict[str, Any]
+) -> dict[str, Any]:
+    files = sorted(path for path in made.rglob("*") if path.is_file())
+    parents = store.lineage(table.key)
+    return {
+        "format": format,
+        **more,
+        "table": table.key,
+        "name": table.name,
+        "kept": table.kept,
+        "dropped": table.dropped,
+        "selection": table.notes,
+        "models": {f"{m.name}.{name}": sha for m in parents for name, sha in m.models.items()},
+        "lineage": [{"name": m.name, "step": m.step, "table": m.key} for m in parents],
+        "prunery": __version__,
+        "files": {
+            path.relative_to(made).as_posix(): {
+                "bytes": path.stat().st_size,
+                "sha256": file_digest(path),
+            }
+            for path in files
+        },
+    }
+
+
+def _read_manifest(home: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise StoreError(
+            f"{home}: expected an export with {MANIFEST}, found none that reads ({error}). Write"
+            " one with `prunery export`."
+        ) from error
+    if not isinstance(found, dict) or found.get("format") not in FORMATS:
+        raise StoreError(f"{home / MANIFEST} is not the manifest of an export. Export again.")
+    return found
+
+
+def _read_rows(home: Path, manifest: dict[str, Any]) -> pa.Table:
+    data = home / manifest["data"]
+    if manifest["format"] == "llama-factory":
+        from datasets import load_from_disk
+
+        return load_from_disk(str(home))["train"].with_format("arrow")[:]
+    if manifest["format"] == "rows":
+        with open(data, encoding="utf-8", newline="\n") as file:
+            return pa.table({"raw": pa.array([line.rstrip("\n") for line in file], pa.string())})
+    if data.suffix == ".jsonl":
+        fields = [EXPORT.field(name) for name in manifest["columns"]]
+        with open(data, encoding="utf-8") as file:
+            return pa.Table.from_pylist([json.loads(line) for line in file], pa.schema(fields))
+    return pq.read_table(data)
