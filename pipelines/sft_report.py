@@ -90,14 +90,14 @@ def charts(decision: pa.Table, losses: tuple[Floats, Bools] | None) -> list[Char
         made.append(_histogram("Loss of samples", "mean loss, nats", "samples", error, keep))
     if losses is not None and len(losses[0]):
         made.append(_histogram("Loss of tokens", "loss, nats", "tokens", *losses))
-    _, score = flat(decision.column("token_score"))
+    unit, (_, score), mask = "tokens", flat(decision.column("token_score")), keep
     if len(score):
-        _, token_keep = flat(decision.column("token_keep"))
-        chart = _histogram("Scores of tokens", "score", "tokens", score, token_keep)
+        mask = flat(decision.column("token_keep"))[1]
     else:
-        score = decision.column("score").to_numpy()
-        chart = _histogram("Scores of samples", "score", "samples", score, keep)
-    return [*made, chart] if len(score) else made
+        unit, score = "samples", decision.column("score").to_numpy()
+    if len(score):
+        made.append(_histogram(f"Scores of {unit}", "score", unit, score, mask))
+    return made
 
 
 def _plane(decision: pa.Table, error: Floats, uncertainty: Floats, keep: Bools) -> Chart:
