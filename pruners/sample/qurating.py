@@ -16,13 +16,12 @@ from .best import keep_best
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuRating:
-    """Keep the highest rated rows, or draw them with odds exp(rating / temperature).
+    """Keep the highest rated rows, or draw them by rating (QuRating, arXiv:2402.09739).
 
     score = rating + temperature * g, highest kept, with g = -log(-log(u)) a Gumbel number and
     u drawn from (seed, id): the rows kept are then a draw without replacement in which each
-    next row is taken with probability proportional to exp(rating / temperature) (QuRating,
-    arXiv:2402.09739; the Gumbel form is that of Kool et al. 2019). Temperature 0 keeps the
-    top. The paper first scales ratings to mean 0
+    next row is taken with probability proportional to exp(rating / temperature), as published
+    (in the Gumbel form of Kool et al. 2019). Temperature 0 keeps the top. The paper first scales ratings to mean 0
     and deviation 1 over the corpus; do so before, or read the temperature in the rating's own
     unit.
 

@@ -14,12 +14,12 @@ from .share import keep_share
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SsToken:
-    """Keep each sample's tokens of high retrospective excess loss and high prompt attention.
+    """Keep tokens that improve and look back at the prompt (ssToken, arXiv:2510.18250).
 
     score = gamma * R + (1 - gamma) * A, where R = history_loss - loss (nats; how much the
     model has improved on its earlier self), stretched to 0 to 1 inside the sample, and A =
     the attention that the token's own query pays to the prompt, a mass in 0 to 1 that is taken
-    as it is (ssToken, arXiv:2510.18250). Highest kept.
+    as it is. Highest kept.
 
     Departure: the published code divides by the range of R plus 1e-8. Where R is constant but
     for rounding, which it is before the first update, that turns rounding into the whole

@@ -11,11 +11,11 @@ from .share import excess, keep_share_of_table
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCleaning:
-    """Keep the tokens of the table on which a reference model improves the most on the base.
+    """Keep the tokens that a reference model improves the most (arXiv:2502.01968).
 
-    score = loss - reference_loss, in nats; highest kept, over the whole table (Token Cleaning,
-    arXiv:2502.01968, its fixed model). `loss` is the base model's; the reference is the base
-    fine-tuned on a small part of the data.
+    score = loss - reference_loss, in nats; highest kept, over the whole table (Token Cleaning
+    with its fixed reference). `loss` is the base model's; the reference is the base fine-tuned
+    on a small part of the data.
 
     The ranking is global: a sample may lose every token. Its self-evolving variant, a chain of
     references, is not here.
