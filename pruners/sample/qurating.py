@@ -21,9 +21,9 @@ class QuRating:
     score = rating + temperature * g, highest kept, with g = -log(-log(u)) a Gumbel number and
     u drawn from (seed, id): the rows kept are then a draw without replacement in which each
     next row is taken with probability proportional to exp(rating / temperature), as published
-    (in the Gumbel form of Kool et al. 2019). Temperature 0 keeps the top. The paper first scales ratings to mean 0
-    and deviation 1 over the corpus; do so before, or read the temperature in the rating's own
-    unit.
+    (in the Gumbel form of Kool et al. 2019). Temperature 0 keeps the top. The paper first
+    scales ratings to mean 0 and deviation 1 over the corpus; do so before, or read the
+    temperature in the rating's own unit.
 
     Attributes
     ----------
