@@ -9,7 +9,7 @@ import torch
 
 from .attention_reference import Sight
 
-CPU_BLOCK = (256, 1 << 22)  # queries, and float32 cells: 16 MiB
+CPU_BLOCK = (128, 1 << 22)  # queries, and float32 cells: 16 MiB
 GPU_BLOCK = (4096, 1 << 24)  # 64 MiB
 
 
