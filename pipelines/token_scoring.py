@@ -15,14 +15,8 @@ from ..pruners.models.causal import LoadedCausal
 from ..pruners.signals.tokens import PromptAttention, TokenScores, answer_alone, score_tokens
 
 Array = npt.NDArray[Any]
-# Column of a token signal to the field of `TokenScores` that it comes from.
-_FIELDS = {
-    "loss": "loss",
-    "entropy": "entropy",
-    "log_sum_exp": "log_sum_exp",
-    "target_rank": "target_rank",
-    "prompt_attention": "prompt_attention",
-}
+# Columns that the scoring model gives for each target, by the names that `TokenScores` has.
+_SCORES = ("loss", "entropy", "log_sum_exp", "target_rank", "prompt_attention")
 _OTHER_MODELS = {"reference_loss": "reference", "history_loss": "history"}
 
 
@@ -126,8 +120,8 @@ def score_samples(
         )
         _refuse_non_finite(made, found, source)
         if main:
-            for column, name in _FIELDS.items():
-                made.columns[column] = {p: scores[name] for p, scores in found.items()}
+            for name in set(_SCORES) & set(columns):
+                made.columns[name] = {p: scores[name] for p, scores in found.items()}
             if "answer_loss_alone" in columns:
                 made.columns["answer_loss_alone"] = _alone(made, loaded, tokens_a_batch)
         for column, role in _OTHER_MODELS.items():
@@ -256,5 +250,5 @@ def _padded(
 
 
 def _arrays(scores: TokenScores) -> dict[str, Array]:
-    found = {name: getattr(scores, name) for name in _FIELDS.values()}
+    found = {name: getattr(scores, name) for name in _SCORES}
     return {name: tensor.cpu().numpy() for name, tensor in found.items() if tensor is not None}

@@ -310,7 +310,9 @@ def _checked(
     starts = _starts(real, positions)
     _refuse_targets(targets, real, starts)
     segment = torch.where(real, starts.cumsum(1), -1)
-    mask: torch.Tensor | None = None if bool(real.all()) else real.long()
+    mask: torch.Tensor | None = real.long()
+    if bool((real[:, 1:] <= real[:, :-1]).all()) and (not _flash(model) or bool(real.all())):
+        mask = None  # no token looks at the padding behind it, and SDPA is faster without
     if bool((starts.sum(1) > 1).any()):
         # Transformers keeps packed documents apart only where no mask is given; each token of
         # padding then is a document of its own.
@@ -364,11 +366,15 @@ def _refuse_targets(targets: torch.Tensor, real: torch.Tensor, starts: torch.Ten
 
 
 def _refuse_packed(model: Any, rows: int) -> None:
-    if rows > 1 and "flash" in (model.config._attn_implementation or ""):
+    if rows > 1 and _flash(model):
         raise InputError(
             f"expected one row of packed documents with flash attention; found {rows}, which it"
             " would not keep apart. Give one row at a time."
         )
+
+
+def _flash(model: Any) -> bool:
+    return "flash" in (model.config._attn_implementation or "")
 
 
 def _prompt_mass(tap: AttentionTap, batch: _Batch, exclude_sink: int, impl: str) -> torch.Tensor:
