@@ -48,13 +48,27 @@ class History:
         )
         self.base = fingerprint(model)
         self._weights: dict[str, torch.Tensor] = {}
+        self._take()
+
+    def _take(self) -> None:
         if not self._adapters_off:
-            self._weights = {name: one.detach().clone() for name, one in self._trained()}
+            # A slow average moves by less than half precision can hold.
+            wide = torch.float32 if self.kind == "ema" else None
+            self._weights = {
+                name: one.detach().clone().to(wide or one.dtype) for name, one in self._trained()
+            }
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
+
+    def restart(self) -> None:
+        """Begin again from the present weights, where training does."""
+        if self.step > 0:
+            self.step = 0
+            self.base = fingerprint(self._model)
+            self._take()
 
     @torch.no_grad()
     def advance(self, step: int) -> None:
@@ -64,7 +78,7 @@ class History:
         self.step = step
         for name, parameter in self._trained():
             if self.kind == "ema":
-                self._weights[name].lerp_(parameter, 1.0 - self.decay)
+                self._weights[name].lerp_(parameter.float(), 1.0 - self.decay)
             elif self.refresh is not None and step % self.refresh == 0:
                 self._weights[name].copy_(parameter)
 
@@ -78,7 +92,7 @@ class History:
         now = {name: parameter.data for name, parameter in self._trained()}
         try:
             for name, parameter in self._trained():
-                parameter.data = self._weights[name]
+                parameter.data = self._weights[name].to(parameter.dtype)
             yield
         finally:
             for name, parameter in self._trained():

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from ..errors import InputError, ModelError
 from ..pruners import rules
-from ..pruners.catalogue import METHODS
 from ..pruners.contract import Pruner, Selection, Signals
+from ..pruners.sample.infobatch import InfoBatch
 from ..storage.ids import row_id
 from .sft_signals import TOKEN_LISTS, SftRows, known_signals
 
@@ -30,8 +30,9 @@ Floats = npt.NDArray[np.float32]
 
 # What the scoring pass of the model in training gives; the rest comes from other models or columns.
 _SCORED = frozenset({"loss", "entropy", "log_sum_exp", "target_rank", "prompt_attention"})
+_OF_SAMPLES = frozenset({"answer_loss", "answer_entropy"})
 _OTHER_MODELS = {"history_loss": "history", "reference_loss": "reference"}
-_FULL_LAST = 0.125  # InfoBatch's 1 - delta
+_FULL_LAST = 0.125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +51,9 @@ class OnlineSelection:
         on one device, "batch" = each micro-batch for itself, as Q-Tuning was published.
         Quantiles are better over a window.
     warmup_samples
-        Until so many samples were seen (over all devices), a method with an option `gamma` runs
-        with gamma = 0 (ssToken's code: attention alone while the excess loss is noise; 10,000
-        of 50,000 samples there), and any other method keeps everything.
+        Until so many rows of the loader were seen (over all devices), a method with an option
+        `gamma` runs with gamma = 0 (ssToken's code: attention alone while the excess loss is
+        noise; 10,000 of 50,000 samples there), and any other method keeps everything.
     history
         Where `history_loss` comes from: "base" = the weights that training began with (with
         PEFT: its adapters switched off), "ema" = their exponential moving average, a model of
@@ -68,13 +69,14 @@ class OnlineSelection:
     layer, exclude_sink
         Of the attention on the prompt (see `PromptAttention`).
     full_last
-        Last share of training that uses all data, unscored; None = 0.125 for a method that
-        rescales weights (InfoBatch, arXiv 2303.04947), 0 for any other.
+        Last share of training that uses all data, unscored; None = 0.125 for InfoBatch (its
+        1 - delta, arXiv 2303.04947), 0 for any other method.
     protect
         Token ids that are `protected`; None = the end-of-sequence ids of model and tokenizer.
     decisions
         A file for one JSON line a sample and step (id, kept tokens, weight, reasons), or None.
-        With several devices each writes its own, numbered.
+        With several devices each writes its own, numbered. Steps that keep everything unscored
+        (`warmup_samples`, `full_last`) write nothing.
     log
         Report counts, seconds and the plane of Q-Tuning through `Trainer.log`.
     """
@@ -121,6 +123,11 @@ class OnlineSelection:
         """Does the method need that signal?"""
         return name in self.method.needs
 
+    @property
+    def scores(self) -> bool:
+        """Does the method need a pass of the model, or does it decide blindly?"""
+        return bool(self.method.needs & (_SCORED | _OF_SAMPLES))
+
     def column_names(self, found: Sequence[str]) -> tuple[str, ...]:
         """Columns of the training set (among `found`) that the decision reads, besides `id`.
 
@@ -148,7 +155,7 @@ class OnlineSelection:
         """Is everything kept, unscored, after `seen` samples and that share of the steps?"""
         last = self.full_last
         if last is None:
-            last = _FULL_LAST if _rescales(self.method) else 0.0
+            last = _FULL_LAST if isinstance(self.method, InfoBatch) else 0.0
         return progress >= 1.0 - last or (seen < self.warmup_samples and not self.has_gamma)
 
     @property
@@ -371,8 +378,3 @@ def given_columns(
 
 def _options(method: Pruner) -> set[str]:
     return {one.name for one in fields(method)}  # type: ignore[arg-type]
-
-
-def _rescales(method: Pruner) -> bool:
-    """Does the method hold its expectation by weights, and so wants the end unpruned?"""
-    return isinstance(method, METHODS.get("infobatch", ()))

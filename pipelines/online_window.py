@@ -159,7 +159,7 @@ def regroup(
     short. All ranks of a job must take the same number of forward and backward passes, and no
     pass may be empty: where there are fewer samples than micro-batches, the rest get the first
     two tokens of a sample of the window with every label at -100, which adds exactly 0 to the
-    loss and to the gradient.
+    loss and to the gradient (the routers' own loss of a mixture of experts aside).
 
     Parameters
     ----------

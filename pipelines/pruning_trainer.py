@@ -180,6 +180,8 @@ class PruningTrainerMixin(_Base):
             return batches, count
         started = time.perf_counter()
         columns = [batch.pop(COLUMNS, {}) for batch in batches]
+        if self.state.global_step == 0:
+            self._begin()
         seen = self._samples_seen
         rows_fetched = sum(len(batch["input_ids"]) for batch in batches)
         self._samples_seen += rows_fetched * self.args.world_size
@@ -193,6 +195,12 @@ class PruningTrainerMixin(_Base):
                 count = count.clamp(min=1)  # a window may lose every token: its loss is 0
         self._sums["seconds"].append(time.perf_counter() - started)
         return batches, count
+
+    def _begin(self) -> None:
+        """Training begins, perhaps not for the first time."""
+        self._samples_seen = 0
+        if self._history is not None:
+            self._history.restart()
 
     def _select(
         self, batches: list[Batch], columns: Sequence[Mapping[str, Any]], seen: int
@@ -249,7 +257,8 @@ class PruningTrainerMixin(_Base):
             "turn": online.turns(owner, position),
             "protected": self._protects(batches, trainable),
         }
-        tokens |= self._pass(batches, trainable, self._scored_model(), full=True)
+        if selection.scores:
+            tokens |= self._pass(batches, trainable, self._scored_model(), full=True)
         if self._history is not None:
             with self._history.swapped_in():
                 tokens["history_loss"] = self._loss_of(batches, trainable, self._scored_model())

@@ -89,3 +89,30 @@ def test_fingerprint_tells_models_apart():
     with torch.no_grad():
         model.model.norm.weight[3] += 0.5
     assert fingerprint(model) != fingerprint(llama())
+
+
+def test_average_of_half_precision_moves():
+    model = llama().to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(1.0)
+    history = History(model, "ema", decay=0.999, refresh=None)
+    push(model, 1.0)
+    for step in range(1, 11):
+        history.advance(step)
+    assert history._weights["lm_head.weight"].mean() == pytest.approx(2 - 0.999**10, rel=1e-4)
+    assert {one.dtype for one in inside(history, model).values()} == {torch.bfloat16}
+
+
+def test_restart_takes_the_weights_of_now():
+    model = llama()
+    history = History(model, "ema", decay=0.5, refresh=None)
+    first = history.base
+    push(model, 1.0)
+    history.advance(1)
+    history.restart()
+    assert history.step == 0
+    assert same_weights(inside(history, model), weights(model))
+    assert history.base != first
+    history.restart()
+    assert same_weights(inside(history, model), weights(model))

@@ -115,8 +115,6 @@ def test_when_everything_is_kept():
 
 
 def test_infobatch_ends_on_all_data():
-    if "infobatch" not in METHODS:
-        pytest.skip("infobatch is not in the catalogue yet")
     selection = OnlineSelection(method=METHODS["infobatch"]())
     assert selection.keeps_all(0, 0.875) and not selection.keeps_all(0, 0.874)
 

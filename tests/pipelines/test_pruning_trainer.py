@@ -297,7 +297,7 @@ def test_nan_in_scoring_stops_naming_the_row(tmp_path):
     learner = trainer(
         tmp_path,
         rows,
-        OnlineSelection(method=METHODS["random_tokens"]()),
+        OnlineSelection(method=Chosen()),
         model=model,
         gradient_accumulation_steps=2,
     )
@@ -488,6 +488,23 @@ def test_weights_multiply_the_loss_of_their_sample(tmp_path):
         assert line["kept_tokens"] == (0 if gone else line["tokens"])
 
 
+def test_infobatch_thins_the_easy_half_until_the_end(tmp_path):
+    rows = chats(48)
+    selection = OnlineSelection(
+        method=METHODS["infobatch"](), decisions=tmp_path / "decisions.jsonl"
+    )
+    learner = trainer(tmp_path, rows, selection, max_steps=8, gradient_accumulation_steps=3)
+    learner.train()
+    lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == set(range(7)), "the last eighth is not pruned"
+    assert len(trained_rows(learner.windows[7])) == 12
+    weights_seen = {line["weight"] for line in lines}
+    assert weights_seen == {0.0, 1.0, 2.0}
+    for step in range(7):
+        mine = [line["weight"] for line in lines if line["step"] == step]
+        assert len(trained_rows(learner.windows[step])) == sum(one > 0 for one in mine) < 12
+
+
 def test_weights_and_label_smoothing_exclude_each_other(tmp_path):
     learner = trainer(
         tmp_path,
@@ -596,3 +613,32 @@ def test_two_processes_stay_in_step_and_train_as_one(tmp_path):
         found = torch.tensor(seen[0]["weights"][name])
         assert torch.allclose(found, value.flatten(), atol=1e-6), name
     assert not same_weights(weights(alone.model), weights(llama()))
+
+
+def test_training_again_begins_again(tmp_path):
+    method = _Historic(rule=even_positions)
+    selection = OnlineSelection(method=method, history="ema", ema=0.9, warmup_samples=8)
+    learner = trainer(tmp_path, chats(40), selection)
+    learner.train()
+    assert len(method.asked) == 2
+    learner.train()
+    assert len(method.asked) == 4
+    # Two steps after the second beginning the average is near, and the first model far.
+    signals, _ = method.asked[2]
+    assert np.abs(signals["loss"] - signals["history_loss"]).mean() > 0
+    base = losses_of(llama(), chats(40))
+    one = signals["sample"][0]
+    found = signals["history_loss"][signals["sample"] == one]
+    assert np.abs(found - base[one][3 : 3 + len(found)]).max() > 0.05
+
+
+def test_methods_that_look_at_nothing_cost_no_pass(tmp_path):
+    model = llama()
+    passes = []
+    model.model.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    learner = trainer(
+        tmp_path, chats(), OnlineSelection(method=METHODS["random_tokens"]()), model=model
+    )
+    passes.clear()
+    learner.train()
+    assert passes == [True] * 4
