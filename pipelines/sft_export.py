@@ -100,7 +100,8 @@ def write_export(
     Raises
     ------
     InputError
-        An unknown format, another kind of table, or a folder that is not empty.
+        An unknown format, another kind of table or one without rows, or a folder that is not
+        empty.
     ModelError
         The tokenizer is another one than the samples were made with.
     """
@@ -111,6 +112,11 @@ def write_export(
         raise InputError(
             f"`{ref}` is a table of step `{table.manifest.step}`; expected one of `{_STEP}`."
             " Run that step on the decision first."
+        )
+    if not table.num_rows:
+        raise InputError(
+            f"`{ref}` keeps no sample, so there is nothing to train on; dropped:"
+            f" {table.manifest.dropped}. Decide with a larger budget."
         )
     if jsonl and format == "llama-factory":
         raise InputError("llama-factory reads a saved data set, not JSON lines. Leave out jsonl.")
@@ -229,8 +235,6 @@ def _save_to_disk(made: Path, batches: Iterator[pa.RecordBatch], schema: pa.Sche
 
     stream = made / ".stream.arrow"
     with pa.ipc.new_stream(stream, schema) as writer:
-        # A stream without any batch is refused by `datasets`.
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema=schema))
         for batch in batches:
             writer.write_batch(batch)
     quiet = are_progress_bars_disabled()

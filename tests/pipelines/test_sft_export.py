@@ -319,17 +319,15 @@ def test_command(made, tmp_path, capsys):
     assert code == 0 and json.loads(out)["data"] == "rows.jsonl"
 
 
-def test_an_empty_selection_is_an_empty_file(made, tmp_path):
+def test_an_empty_selection_is_refused_with_its_reasons(made, tmp_path):
     _, tokenizer, rows = made
     other = Store(tmp_path / "store")
     run(other, "read_chats", "chats", path=str(rows))
     run(other, "tokenize_chats", "tokens", {"chats": "chats"}, tokenizer=str(tokenizer))
     decide(other, "tokens", skip=12)
     run(other, "export_sft", "export", {"tokens": "tokens", "decision": "decision"})
-    for format in ("trl", "llama-factory", "rows"):
-        done = write_export(other, "export", tmp_path / format, format=format)
-        assert done.manifest["rows"] == done.manifest["trained_tokens"] == 0
-        assert load_export(tmp_path / format).rows.num_rows == 0
+    with pytest.raises(InputError, match="nothing to train on; dropped: .'not decided': 12"):
+        write_export(other, "export", tmp_path / "out", format="trl")
 
 
 def test_two_processes_give_the_same_rows(made, tmp_path):
