@@ -7,7 +7,7 @@ second takes a block of keys and walks over the queries, whose log-sum-exps it k
 and no autotuning, so two runs give the same bits.
 """
 
-# mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 from __future__ import annotations
 
 import torch
@@ -189,12 +189,12 @@ def combine_kernel(parts, row, lse, rows_total, splits, ROWS: tl.constexpr):
     row_in = place < rows_total
     step = splits * rows_total
     top = tl.full((ROWS,), float("-inf"), tl.float32)
-    for part in range(0, splits):
+    for part in range(splits):
         top = tl.maximum(top, tl.load(parts + part * rows_total + place, mask=row_in, other=0.0))
     shift = _finite(top)
     total = tl.zeros((ROWS,), tl.float32)
     mass = tl.zeros((ROWS,), tl.float32)
-    for part in range(0, splits):
+    for part in range(splits):
         start = parts + part * rows_total + place
         factor = tl.exp(tl.load(start, mask=row_in, other=0.0) - shift)
         total += tl.load(start + step, mask=row_in, other=0.0) * factor

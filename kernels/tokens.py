@@ -79,8 +79,9 @@ def token_stats(
     softcap, scale
         Finite and above 0.
     rank
-        Whether to count the entries above the target, from the very products that gave the
-        other numbers, so that equal logits do not count.
+        Whether to count the entries above the target. They are compared with the target's
+        logit in one and the same product: the target never counts, nor do equal logits (but
+        rounding may part two entries whose logits are equal on paper).
     impl
         "reference": by the definition, in float64, all logits at once. "torch": rows and
         vocabulary in tiles of a few MiB. "triton": one kernel, deterministic, no atomics.

@@ -8,7 +8,7 @@ autotuning, so two runs give the same bits. Memory beside the output: 16 bytes a
 The rank takes a second walk over the same tiles, once the target's logit is known.
 """
 
-# mypy: disable-error-code="no-untyped-def,misc,untyped-decorator"
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,misc,untyped-decorator"
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -184,13 +184,13 @@ def combine_kernel(parts, out, count, splits, ROWS: tl.constexpr):
     row_in = place < count
     step = splits * count
     top = tl.full((ROWS,), float("-inf"), tl.float32)
-    for part in range(0, splits):
+    for part in range(splits):
         top = tl.maximum(top, tl.load(parts + part * count + place, mask=row_in, other=0.0))
     shift = _shifted(top)
     total = tl.zeros((ROWS,), tl.float32)
     weighted = tl.zeros((ROWS,), tl.float32)
     at_target = tl.zeros((ROWS,), tl.float32)
-    for part in range(0, splits):
+    for part in range(splits):
         start = parts + part * count + place
         down = tl.load(start, mask=row_in, other=0.0) - shift
         factor = tl.exp(down)
