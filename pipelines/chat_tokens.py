@@ -219,7 +219,7 @@ class ChatTokenizer:
         return found[-1:] if self._train_on == "last" else found
 
     def _rendered(self, turns: Sequence[dict[str, Any]], tools: Any) -> _Rendered:
-        template = self._tokenizer.get_chat_template(self._template, tools)
+        template = self._template_for(tools)
         text, spans = self._render(template, turns, tools, marks=True)
         firsts = (turns[:place] for place in range(1, len(turns)))
         borders = [0, *(self._prefix(template, some, tools, text) for some in firsts), len(text)]
@@ -235,6 +235,13 @@ class ChatTokenizer:
             offsets[:, 0],
             offsets[:, 1],
         )
+
+    def _template_for(self, tools: Any) -> str:
+        """The text of the template; among named ones, transformers chooses."""
+        if isinstance(self._template, str):
+            return self._template
+        chosen: str = self._tokenizer.get_chat_template(None, tools)
+        return chosen
 
     def _render(
         self,
@@ -294,7 +301,7 @@ class ChatTokenizer:
         if turns[place]["role"] == "assistant" and made.spans is not None:
             return self._marked(made, _spans_of(made, turns, place), end)
         if turns[place]["role"] == "assistant":
-            template = self._tokenizer.get_chat_template(self._template, tools)
+            template = self._template_for(tools)
             start = self._prefix(template, turns[:place], tools, made.text, generation_prompt=True)
         if start is None or end is None or start >= end:
             raise InputError(_rewritten(place))
@@ -379,9 +386,14 @@ def _spans_of(
 
 
 def _tokens_in(made: _Rendered, start: int, end: int) -> tuple[int, int]:
-    """(first, last + 1) of the tokens that cover any of the characters [start, end)."""
-    inside = ((made.ends > start) & (made.starts < end)) & (made.starts < made.ends)
-    found = np.flatnonzero(inside)
+    """(first, last + 1) of the tokens that cover any of the characters [start, end).
+
+    Byte-level tokenizers that trim their offsets show a token of white space alone as empty, at
+    its end.
+    """
+    covering = (made.ends > start) & (made.starts < end)
+    trimmed = (made.starts > start) & (made.starts <= end)
+    found = np.flatnonzero(np.where(made.starts < made.ends, covering, trimmed))
     if not len(found):
         raise InputError("the tokenizer makes no token of a turn that is trained.")
     return int(found[0]), int(found[-1]) + 1
