@@ -57,9 +57,17 @@ def test_good_recipe_is_ordered_by_its_inputs(tmp_path):
         ("max_tokens: 64", "max_tokens: 2", r"line 12.*greater than or equal to 8"),
         ("    path: docs\n", "", r"line 9.*`steps.chunks.path`: Field required"),
         ("chunks: chunks", "chunk: chunks", "unknown input `chunk`; known: chunks"),
-        ("    inputs: {chunks: chunks}\n", "", r"needs the input `chunks` \(a chunk step\)"),
+        (
+            "    inputs: {chunks: chunks}\n",
+            "",
+            r"needs the input `chunks` \(a chunk or read_chats step\)",
+        ),
         ("chunks: chunks", "chunks: chunk", "unknown step `chunk`; known: vectors, chunks, keep"),
-        ("chunks: chunks", "chunks: keep", "expected the name of a chunk step; `keep` is a"),
+        (
+            "chunks: chunks",
+            "chunks: keep",
+            "expected the name of a chunk or read_chats step; `keep` is a",
+        ),
         ("vectors: vectors", "vectors: keep", "expected the name of a embed step"),
         ("method: near_duplicate", "method: cosine", "unknown method `cosine`; known here: random"),
         ("method: near_duplicate", "method: nope", "unknown method `nope`; known here"),
@@ -137,7 +145,7 @@ def test_an_override_may_choose_another_method():
         ("keep.step=chunk", "expected STEP.OPTION"),
         ("chunks.max_tokens=many", "valid integer"),
         ("chunks.max_tokens=[", "not valid YAML"),
-        ("vectors.inputs.chunks=keep", "expected the name of a chunk step"),
+        ("vectors.inputs.chunks=keep", "expected the name of a chunk or read_chats step"),
     ],
 )
 def test_overrides_that_do_not_fit(setting, words):
