@@ -356,7 +356,9 @@ def export(
     table: TableArgument,
     format: Annotated[
         str,
-        typer.Option(help="trl, trainer, axolotl, llama-factory, open-instruct or rows."),
+        typer.Option(
+            help="trl, trainer, axolotl, llama-factory, open-instruct, olmo-core or rows."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be empty.")],
     tokenizer: Annotated[

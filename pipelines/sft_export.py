@@ -8,6 +8,9 @@ trainer          input_ids, attention_mask, labels, for transformers' Trainer
 axolotl          the same three; load it with an empty `type:`
 open-instruct    the same three
 llama-factory    the same three, saved by `datasets` (`tokenized_path`), under the key train
+olmo-core        raw arrays as open-instruct's converter writes them: token_ids_part_0000.npy
+                 (the smallest unsigned integers that hold the tokenizer's vocabulary),
+                 labels_mask_part_0000.npy (bool), and the borders of samples in a .csv.gz
 rows             the surviving rows, untouched, as they were read (a line for each)
 
 A label is the token's id where it is trained and -100 elsewhere. Sequences are whole (no
@@ -18,6 +21,7 @@ reads a weight of its own accord.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -27,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -37,7 +42,9 @@ from ..pruners.models.tokenizers import template_sha256, tokenizer_sha256
 from ..storage import Manifest, Store, Table, file_digest
 from .sft_tables import EXPORT
 
-ExportFormat = Literal["trl", "trainer", "axolotl", "llama-factory", "open-instruct", "rows"]
+ExportFormat = Literal[
+    "trl", "trainer", "axolotl", "llama-factory", "open-instruct", "olmo-core", "rows"
+]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 _PLAIN = ("input_ids", "attention_mask", "labels")
@@ -47,9 +54,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "axolotl": _PLAIN,
     "llama-factory": _PLAIN,
     "open-instruct": _PLAIN,
+    "olmo-core": ("input_ids", "completion_mask"),
 }
 MANIFEST = "manifest.json"
 SIDE = "samples.parquet"
+_ARRAYS = ("token_ids_part_0000.npy", "labels_mask_part_0000.npy")
 _STEP = "export_sft"
 
 
@@ -93,9 +102,9 @@ def write_export(
         table's ancestors where not given.
     tokenizer
         A tokenizer to save beside the rows, with its chat template; it must be the one that the
-        samples were made with.
+        samples were made with. olmo-core needs it.
     jsonl
-        JSON lines in place of Parquet (not for llama-factory).
+        JSON lines in place of Parquet (not for llama-factory and olmo-core).
 
     Raises
     ------
@@ -118,8 +127,13 @@ def write_export(
             f"`{ref}` keeps no sample, so there is nothing to train on; dropped:"
             f" {table.manifest.dropped}. Decide with a larger budget."
         )
-    if jsonl and format == "llama-factory":
-        raise InputError("llama-factory reads a saved data set, not JSON lines. Leave out jsonl.")
+    if jsonl and format in ("llama-factory", "olmo-core"):
+        raise InputError(f"{format} reads files of its own, not JSON lines. Leave out `jsonl`.")
+    if format == "olmo-core" and tokenizer is None:
+        raise InputError(
+            "olmo-core reads token ids of a size that the tokenizer's vocabulary decides: give"
+            " `tokenizer` (--tokenizer)."
+        )
     target = Path(folder)
     _check_target(target, force)
     digests = {name: table.manifest.models[name] for name in ("tokenizer", "chat_template")}
@@ -129,7 +143,10 @@ def write_export(
     made = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     made.mkdir()
     try:
-        counts = _write_rows(store, table, made, format, chats, jsonl)
+        if format == "olmo-core":
+            counts = _write_arrays(table, made, tokenizer.vocab_size)
+        else:
+            counts = _write_rows(store, table, made, format, chats, jsonl)
         side = _side(table)
         pq.write_table(side, made / SIDE)
         counts["rows"] = side.num_rows
@@ -222,6 +239,32 @@ def _write_rows(
             for batch in batches:
                 writer.write_batch(batch)
     return {"columns": columns, "data": data}
+
+
+def _write_arrays(table: Table, made: Path, vocab_size: int) -> dict[str, Any]:
+    """Tokens and mask as bytes without a header, and where each sample starts and ends."""
+    kinds = (np.uint8, np.uint16, np.uint32, np.uint64)
+    dtype = next(kind for kind in kinds if vocab_size - 1 <= np.iinfo(kind).max)
+    start = 0
+    with (
+        open(made / _ARRAYS[0], "wb") as tokens,
+        open(made / _ARRAYS[1], "wb") as masks,
+        gzip.GzipFile(made / "token_ids_part_0000.csv.gz", "wb", mtime=0) as borders,
+    ):
+        for batch in table.batches(columns=["id", *COLUMNS["olmo-core"], "length"]):
+            ids = batch.column("input_ids").flatten().to_numpy()
+            if len(ids) and ids.max() > np.iinfo(dtype).max:
+                raise InputError(
+                    f"token id {ids.max()} does not fit the {np.dtype(dtype)} of a vocabulary of"
+                    f" {vocab_size}, which OLMo-core would read. Use a tokenizer whose added tokens"
+                    " lie inside its vocabulary."
+                )
+            tokens.write(ids.astype(dtype).tobytes())
+            masks.write(batch.column("completion_mask").flatten().to_numpy().astype(bool).tobytes())
+            for length in batch.column("length").to_pylist():
+                borders.write(f"{start},{start + length}\n".encode())
+                start += length
+    return {"columns": list(COLUMNS["olmo-core"]), "data": ".", "dtype": np.dtype(dtype).name}
 
 
 def _save_to_disk(made: Path, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> None:
@@ -320,6 +363,8 @@ def _read_rows(home: Path, manifest: dict[str, Any]) -> pa.Table:
         from datasets import load_from_disk
 
         return load_from_disk(str(home))["train"].with_format("arrow")[:]
+    if manifest["format"] == "olmo-core":
+        return _read_arrays(home, manifest["dtype"])
     if manifest["format"] == "rows":
         with open(data, encoding="utf-8", newline="\n") as file:
             return pa.table({"raw": pa.array([line.rstrip("\n") for line in file], pa.string())})
@@ -328,3 +373,15 @@ def _read_rows(home: Path, manifest: dict[str, Any]) -> pa.Table:
         with open(data, encoding="utf-8") as file:
             return pa.Table.from_pylist([json.loads(line) for line in file], pa.schema(fields))
     return pq.read_table(data)
+
+
+def _read_arrays(home: Path, dtype: str) -> pa.Table:
+    lengths = pq.read_table(home / SIDE, columns=["length"]).column("length").to_numpy()
+    borders = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    made = {}
+    for name, file, kind in zip(COLUMNS["olmo-core"], _ARRAYS, (dtype, "bool"), strict=True):
+        field = EXPORT.field(name)
+        values = np.fromfile(home / file, kind)
+        flat = pa.array(values.astype(field.type.value_type.to_pandas_dtype()))
+        made[name] = pa.ListArray.from_arrays(borders, flat)
+    return pa.table(made)

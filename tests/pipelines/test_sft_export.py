@@ -1,5 +1,6 @@
 """An export is what the decision says, in the columns of each trainer, and the trainers agree."""
 
+import gzip
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from prunery.storage import Store
 from .. import test_cli
 from ..chat_models import CHATML, CHATML_MARKED, chat_tokenizer
 
-TRAINERS = sorted(COLUMNS)
+TRAINERS = sorted(set(COLUMNS) - {"olmo-core"})
 REASONS = {0: "harmful noise", 1: "", 2: ""}
 
 
@@ -220,6 +221,27 @@ def test_each_format_has_exactly_its_columns_and_comes_back(made, wanted, tmp_pa
     assert [row["trained_tokens"] for row in side] == [trained(labels) for _, labels in wanted]
     assert not list((tmp_path / "out").rglob("*.cache*"))
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_arrays_for_olmo_core(made, wanted, tmp_path):
+    store, _, _ = made
+    with pytest.raises(InputError, match="give `tokenizer`"):
+        write_export(store, "export", tmp_path / "out", format="olmo-core")
+    tokenizer = chat_tokenizer(CHATML_MARKED)
+    write_export(store, "export", tmp_path / "out", format="olmo-core", tokenizer=tokenizer)
+    ids = np.memmap(tmp_path / "out" / "token_ids_part_0000.npy", np.uint16, "r")
+    mask = np.memmap(tmp_path / "out" / "labels_mask_part_0000.npy", np.bool_, "r")
+    with gzip.open(tmp_path / "out" / "token_ids_part_0000.csv.gz", "rt") as file:
+        borders = [tuple(map(int, line.split(","))) for line in file]
+    assert len(borders) == len(wanted) and borders[-1][1] == len(ids) == len(mask)
+    for (start, end), (tokens, labels) in zip(borders, wanted, strict=True):
+        assert ids[start:end].tolist() == tokens
+        assert mask[start:end].tolist() == [label != -100 for label in labels]
+    back = load_export(tmp_path / "out").rows
+    assert back.column("input_ids").to_pylist() == [tokens for tokens, _ in wanted]
+    assert back.column("completion_mask").to_pylist() == [
+        [int(label != -100) for label in labels] for _, labels in wanted
+    ]
 
 
 def test_rows_are_the_lines_that_were_read(made, tmp_path):
