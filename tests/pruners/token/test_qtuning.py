@@ -96,6 +96,10 @@ class TestGolden:
         assert found.kept.tolist() == [True, True, True, False, False]
         assert found.quadrant.tolist() == [2, 4, 2, 1, 3]
 
+    def test_a_sum_of_exactly_1_is_noise(self):
+        found = QTuning(samples=0.4, normalise="rank").plane(tokens(FIVE), seed=0)
+        assert found.quadrant.tolist() == [2, 4, 1, 1, 3]
+
     def test_log_normalisation(self):
         # x = (error - 0.1) / 2.9: 0.31034, 0.65517, 0.13793 for samples 3 to 5.
         found = QTuning(samples=0.6, normalise="log").plane(tokens(FIVE), seed=0)
@@ -278,7 +282,18 @@ class TestSearch:
         assert set(np.flatnonzero(found.kept)) == kept
         assert set(np.flatnonzero(found.kept & ~found.topped_up)) == inside
 
-    @settings(max_examples=80, deadline=None)
+    def test_published_borders(self):
+        # 201 rows: the first alpha, 0.245, falls on places 49 and 151. Uncertainty at the
+        # border is in (<=), error at the border is out (>).
+        entropy = np.arange(201.0)
+        error = (entropy + 120) % 201
+        inside = plane.published_search(error, entropy, 0.09)
+        assert np.flatnonzero(inside).tolist() == list(range(32, 50))
+        inside = plane.published_search(entropy, error, 0.09)
+        # Now quadrant 4: error at the border is in, uncertainty out.
+        assert np.flatnonzero(inside).tolist() == list(range(32, 50))
+
+    @settings(max_examples=40, deadline=None)
     @given(st.integers(0, 10**6), st.integers(5, 80), st.sampled_from([0.1, 0.2, 0.3, 0.4]))
     def test_exact_is_its_limit(self, seed, samples, share):
         """Where the published search ends with the exact count by thresholds, so it is."""
