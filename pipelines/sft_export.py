@@ -11,7 +11,8 @@ llama-factory    the same three, saved by `datasets` (`tokenized_path`), under t
 olmo-core        raw arrays as open-instruct's converter writes them: token_ids_part_0000.npy
                  (the smallest unsigned integers that hold the tokenizer's vocabulary),
                  labels_mask_part_0000.npy (bool), and the borders of samples in a .csv.gz
-rows             the surviving rows, untouched, as they were read (a line for each)
+rows             the surviving rows, untouched: the lines of JSONL as they were read, and
+                 those of other files as JSON, one a line
 
 A label is the token's id where it is trained and -100 elsewhere. Sequences are whole (no
 padding) and start and end with what the chat template writes, so a trainer must add nothing.
@@ -310,12 +311,17 @@ def _ancestor(store: Store, manifest: Manifest, step: str) -> Table:
 
 
 def _side(table: Table) -> pa.Table:
-    """(id, length, trained tokens, weight) of each sample, in the order of the rows."""
-    found = table.to_table(columns=["id", "length", "weight", "completion_mask"])
-    trained = [sum(mask) for mask in found.column("completion_mask").to_pylist()]
-    return found.drop_columns("completion_mask").append_column(
-        "trained_tokens", pa.array(trained, pa.int32())
-    )
+    """(id, length, weight, trained tokens) of each sample, in the order of the rows."""
+    columns = ["id", "length", "weight"]
+    made = []
+    for batch in table.batches(columns=[*columns, "completion_mask"]):
+        lengths = batch.column("length").to_numpy().astype(np.int64)
+        mask = batch.column("completion_mask").flatten().to_numpy()
+        trained = np.add.reduceat(mask, np.cumsum(lengths) - lengths, dtype=np.int32)
+        made.append(
+            pa.table({name: batch.column(name) for name in columns} | {"trained_tokens": trained})
+        )
+    return pa.concat_tables(made)
 
 
 def _manifest(

@@ -38,6 +38,9 @@ def plan(options: ExportSftOptions, inputs: Mapping[str, Table], context: StepCo
         **models,
         "decisions": decisions_of(context.store, decision.manifest),
         "samples": samples,
+        "truncated_samples": sum(
+            batch.column("truncated").true_count for batch in tokens.batches(columns=["truncated"])
+        ),
         "kept_samples": kept,
         "sample_ratio": round(kept / samples, 6) if samples else 0.0,
         "trainable_tokens": trainable,

@@ -152,6 +152,7 @@ def test_every_sample_is_kept_or_counted_with_its_reason(made):
         }
     ]
     assert notes["samples"] == 12 and notes["kept_samples"] == 8
+    assert notes["truncated_samples"] == 0
     assert notes["sample_ratio"] == round(8 / 12, 6)
     assert notes["kept_tokens"] < notes["trainable_tokens"]
     assert notes["token_ratio"] == round(notes["kept_tokens"] / notes["trainable_tokens"], 6)
