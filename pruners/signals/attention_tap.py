@@ -193,8 +193,10 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Name and list of a model's decoder layers; ModelError where there is no such list."""
     config: Any = model.config
     count = config.get_text_config(decoder=True).num_hidden_layers
+    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = set(decoder.modules())
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
+        if isinstance(module, nn.ModuleList) and len(module) == count and module in inside:
             return name, module
     raise ModelError(
         f"{type(model).__name__}: expected a list of {count} decoder layers, found none. Ask for"

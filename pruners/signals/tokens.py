@@ -209,18 +209,19 @@ def decoder_of(model: Any) -> nn.Module:
 
 
 def read_head(model: Any) -> Head:
-    """The model's output layer, read and held once against the model's own logits.
+    """The model's output layer, read; once a model it is held against what the model does.
 
     Reads the softcap of Gemma (`final_logit_softcapping`), the scale of Cohere (`logit_scale`)
     and of Falcon-H1 (`lm_head_multiplier`), and the divisor of Granite (`logits_scaling`).
 
-    Raises ModelError where the layer is not linear, or where the model does more between it and
-    its logits than is read here.
+    Raises ModelError where the layer is not linear, or where the model does more around it than
+    is read here.
     """
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layer = _output_layer(model)
     weight = getattr(layer, "weight", None)
     if (
         not isinstance(layer, nn.Linear)
+        or type(layer).forward is not nn.Linear.forward
         or not isinstance(weight, torch.Tensor)
         or not weight.is_floating_point()
         or weight.shape != (layer.out_features, layer.in_features)
@@ -236,29 +237,60 @@ def read_head(model: Any) -> Head:
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)
     head = Head(weight, layer.bias, getattr(config, "final_logit_softcapping", None), scale)
     if model not in _READ:
-        _hold_against_logits(model, head)
+        _hold_against_logits(model, layer, head)
         _READ[model] = True
     return head
 
 
-def _hold_against_logits(model: Any, head: Head) -> None:
-    """Two tokens through the whole model and through what was read of it."""
-    ids = torch.arange(2, device=head.weight.device)[None] % head.weight.shape[0]
-    with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
+def _output_layer(model: Any) -> Any:
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not hasattr(layer, "modules_to_save"):
+        return layer
+    # PEFT keeps the copy of a layer that is trained whole beside the original.
+    if layer.disable_adapters or not layer.active_adapters:
+        return layer.original_module
+    return layer.modules_to_save[layer.active_adapters[0]]
+
+
+def _hold_against_logits(model: Any, layer: nn.Linear, head: Head) -> None:
+    """Run two tokens: what enters the layer, and what becomes of what leaves it."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def of_decoder(_: nn.Module, given: Any, made: Any) -> None:
+        seen["hidden"] = made.last_hidden_state
+
+    def of_layer(_: nn.Module, given: Any, made: torch.Tensor) -> None:
+        seen["entered"], seen["left"] = given[0], made
+
+    hooks = [
+        decoder_of(model).register_forward_hook(of_decoder),
+        layer.register_forward_hook(of_layer),
+    ]
+    try:
+        ids = torch.arange(2, device=head.weight.device)[None] % head.weight.shape[0]
         logits = model(input_ids=ids, use_cache=False).logits
-        hidden = _run(decoder_of(model), ids, None, None)
-        made = nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).float()
-        made *= head.scale
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if {"hidden", "entered"} <= set(seen) and logits is not None:
+        made = seen["left"].float() * head.scale
         if head.softcap is not None:
             made = head.softcap * torch.tanh(made / head.softcap)
-    room = 2 * torch.finfo(head.weight.dtype).eps ** 0.5 * made.abs().nan_to_num().max().item()
-    if logits.shape != made.shape or not torch.allclose(
-        logits.float(), made, rtol=0, atol=room, equal_nan=True
-    ):
-        raise ModelError(
-            f"{type(model).__name__}: expected its logits to be those of its linear output layer"
-            " with a scale and a softcap; the model computes others. This head cannot be read."
-        )
+        if _same(seen["hidden"], seen["entered"], 0.0) and _same(logits, made, 0.01):
+            return
+    raise ModelError(
+        f"{type(model).__name__}: expected its logits to be those of its linear output layer"
+        " with a scale and a softcap; the model computes others. This head cannot be read."
+    )
+
+
+def _same(found: torch.Tensor, wanted: torch.Tensor, room: float) -> bool:
+    """Equal within `room` of the largest value (steps of half precision); NaN equals NaN."""
+    found, wanted = found.float(), wanted.float()
+    most = float(wanted.abs().nan_to_num(0, 0, 0).max())
+    return found.shape == wanted.shape and torch.allclose(
+        found, wanted, rtol=0, atol=room * most, equal_nan=True
+    )
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, MambaConfig, T5Config, T5ForConditionalGeneration
+from transformers.modeling_outputs import CausalLMOutput
 
 from prunery.errors import InputError, ModelError
 from prunery.pruners.signals import tokens
@@ -186,6 +187,11 @@ def test_heads_that_cannot_be_read_are_refused():
     model.forward = lambda **given: _doubled(plain(**given))
     with pytest.raises(ModelError, match="computes others"):
         score_tokens(model, ids, targets)
+    model = tiny_model("llama")
+    plain_norm = model.model.forward
+    model.forward = lambda **given: _other_hidden(model, plain_norm(**given))
+    with pytest.raises(ModelError, match="computes others"):
+        score_tokens(model, ids, targets)
     config = T5Config(vocab_size=VOCABULARY, d_model=16, num_layers=1, d_kv=4, d_ff=8, num_heads=2)
     with pytest.raises(ModelError, match="causal language model"):
         score_tokens(T5ForConditionalGeneration(config), ids, targets)
@@ -194,6 +200,20 @@ def test_heads_that_cannot_be_read_are_refused():
 def _doubled(made):
     made.logits = made.logits * 2
     return made
+
+
+def _other_hidden(model, made):
+    logits = model.lm_head(made.last_hidden_state * 1.1)
+    return CausalLMOutput(logits=logits)
+
+
+def test_a_head_that_was_wrapped_for_mixed_precision_is_read():
+    model = tiny_model("gemma2")
+    (row,) = rows(6)
+    exact = truth(model, row)[0]
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    scores = score_tokens(model, row[None], torch.arange(6)[None] > 0)
+    np.testing.assert_allclose(scores.loss, exact, atol=3e-5)
 
 
 def test_a_state_space_model_has_losses_and_no_attention():
@@ -223,6 +243,24 @@ def test_lora_adapters_and_their_absence():
     adapted = score_tokens(model, row[None], targets, attention=PromptAttention())
     np.testing.assert_allclose(adapted.loss, truth(model, row)[0], atol=3e-5)
     assert (adapted.loss - before).abs().max() > 1e-2
+    with model.disable_adapter():
+        torch.testing.assert_close(score_tokens(model, row[None], targets).loss, before)
+
+
+def test_an_output_layer_that_peft_trains_whole():
+    peft = pytest.importorskip("peft")
+    base = tiny_model("llama")
+    (row,) = rows(7)
+    targets = torch.arange(7)[None] > 0
+    before = score_tokens(base, row[None], targets).loss
+    config = peft.LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["lm_head"])
+    model = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        model.get_output_embeddings().modules_to_save["default"].weight.mul_(1.5)
+    model.eval()
+    trained = score_tokens(model, row[None], targets).loss
+    np.testing.assert_allclose(trained, truth(model, row)[0], atol=5e-5)
+    assert (trained - before).abs().max() > 1e-2
     with model.disable_adapter():
         torch.testing.assert_close(score_tokens(model, row[None], targets).loss, before)
 
