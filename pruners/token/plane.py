@@ -43,7 +43,7 @@ class Plane:
         (S,) uint8: 1 noise (both high), 2 misconception (error high, uncertainty low), 3
         redundant (both low), 4 calibration (error low, uncertainty high). A sample that the
         search can reach, or that topped the selection up, is 2 or 4, which says how its tokens
-        are treated; every other one is 1 or 3, by the sum of its normalised axes.
+        are treated; every other one is 1 or 3, by the sum of its mean places on both axes.
     score
         (S,) float64 in 0 to 1, higher = kept longer; what the samples were ranked by.
     kept
@@ -101,7 +101,10 @@ def decide(
         more, _ = rules.top_count(np.where(inside, -1.0, supplement), ids, missing)
         kept = inside | more
     topped_up = kept & ~inside
-    quadrant = np.where(x + y >= 1.0, NOISY, REDUNDANT)
+    # By ranks: on a min-max axis one outlier would push every other sample to the same side.
+    quadrant = np.where(
+        rules.mean_rank(error) + rules.mean_rank(uncertainty) >= 1.0, NOISY, REDUNDANT
+    )
     quadrant = np.where(corner, np.where(second, MISCONCEPTION, CALIBRATION), quadrant)
     quadrant = np.where(topped_up, np.where(x >= y, MISCONCEPTION, CALIBRATION), quadrant)
     return Verdict(quadrant.astype(np.uint8), score, kept, topped_up)
