@@ -186,6 +186,20 @@ def regroup(
     return made
 
 
+def by_length(
+    batches: Sequence[Batch], pieces: Sequence[Piece], *, pad: int
+) -> tuple[list[Batch], Ints]:
+    """The whole window in micro-batches of like lengths, for scoring, which padding slows.
+
+    Also the order (S,) in which the samples stand there, as numbers of `pieces`. Packed rows
+    have no padding and stay as they are.
+    """
+    if is_packed(batches[0]):
+        return list(batches), np.arange(len(pieces))
+    order = np.argsort([piece.length for piece in pieces], kind="stable")
+    return regroup(batches, pieces, pad=pad), order
+
+
 def _join(batches: Sequence[Batch], pieces: Sequence[Piece], *, pad: int, multiple: int) -> Batch:
     if is_packed(batches[0]):
         return _concatenate(batches, pieces)

@@ -40,6 +40,7 @@ from .online_window import (
     WEIGHT,
     Batch,
     Piece,
+    by_length,
     candidates,
     check_batch,
     pieces_of,
@@ -248,7 +249,6 @@ class PruningTrainerMixin(_Base):
         columns: Sequence[Mapping[str, Any]],
     ) -> tuple[SftRows, list[str]]:
         """The window's samples with their signals, and what to call each sample."""
-        selection = self._chosen
         position, owner = places(pieces, trainable)
         counts = np.bincount(owner, minlength=len(pieces))
         ids, names = identify(batches, pieces, columns)
@@ -257,20 +257,33 @@ class PruningTrainerMixin(_Base):
             "turn": online.turns(owner, position),
             "protected": self._protects(batches, trainable),
         }
-        if selection.scores:
-            tokens |= self._pass(batches, trainable, self._scored_model(), full=True)
-        if self._history is not None:
-            with self._history.swapped_in():
-                tokens["history_loss"] = self._loss_of(batches, trainable, self._scored_model())
-        elif isinstance(selection.history, nn.Module) and selection.needs("history_loss"):
-            tokens["history_loss"] = self._loss_of(batches, trainable, selection.history)
-        if selection.reference is not None and selection.needs("reference_loss"):
-            tokens["reference_loss"] = self._loss_of(batches, trainable, selection.reference)
+        scored, order = by_length(batches, pieces, pad=_pad_id(self))
+        passed = self._passes(scored, candidates(scored, pieces_of(scored)))
+        # Values come sample by sample in the order of lengths; back to the window's order.
+        back = np.argsort(np.repeat(order, counts[order]), kind="stable")
+        tokens |= {name: values[back] for name, values in passed.items()}
         given = {name: column_values(name, batches, pieces, columns) for name in self._columns}
         more, samples = online.given_columns(given, counts, names)
         samples["tokens"] = np.array([piece.length for piece in pieces], np.int64)
         offset = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return SftRows(ids, [""] * len(pieces), offset, tokens | more, samples), names
+
+    def _passes(
+        self, batches: Sequence[Batch], trainable: Sequence[torch.Tensor]
+    ) -> dict[str, Any]:
+        """All signals of the window that models give, (T,) each."""
+        selection = self._chosen
+        found: dict[str, Any] = {}
+        if selection.scores:
+            found = self._pass(batches, trainable, self._scored_model(), full=True)
+        if self._history is not None:
+            with self._history.swapped_in():
+                found["history_loss"] = self._loss_of(batches, trainable, self._scored_model())
+        elif isinstance(selection.history, nn.Module) and selection.needs("history_loss"):
+            found["history_loss"] = self._loss_of(batches, trainable, selection.history)
+        if selection.reference is not None and selection.needs("reference_loss"):
+            found["reference_loss"] = self._loss_of(batches, trainable, selection.reference)
+        return found
 
     def _scored_model(self) -> nn.Module:
         model: Any = self._whole_model()

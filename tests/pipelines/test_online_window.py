@@ -9,6 +9,7 @@ from prunery.errors import InputError
 from prunery.pipelines.online_window import (
     IGNORE,
     Piece,
+    by_length,
     candidates,
     check_batch,
     pieces_of,
@@ -188,3 +189,17 @@ def test_other_batches_are_refused(change, message):
         check_batch(padded([[5, 6, 7], [8, 9]]) | change)
     check_batch(padded([[5, 6, 7], [8, 9]]))
     check_batch(packed([[5, 6, 7], [8, 9]]))
+
+
+def test_scoring_order_by_hand():
+    window = [padded([[5, 6, 7, 8], [9, 9]]), padded([[3, 4, 5]])]
+    scored, order = by_length(window, pieces_of(window), pad=0)
+    assert order.tolist() == [1, 2, 0]
+    assert [batch["input_ids"].tolist() for batch in scored] == [
+        [[9, 9]],
+        [[3, 4, 5, 0], [5, 6, 7, 8]],
+    ]
+    rows = [packed([[5, 6, 7], [8, 9]])]
+    scored, order = by_length(rows, pieces_of(rows), pad=0)
+    assert order.tolist() == [0, 1]
+    assert scored[0] is rows[0]
