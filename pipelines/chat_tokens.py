@@ -78,6 +78,10 @@ class _Rendered:
     starts: Ints
     ends: Ints
 
+    def shown(self, place: int) -> str:
+        """The text of a token, without white space around it."""
+        return self.text[self.starts[place] : self.ends[place]].strip()
+
 
 class ChatTokenizer:
     """A tokenizer with a chat template and the choice of what is trained.
@@ -123,10 +127,7 @@ class ChatTokenizer:
         self._options = dict(template_options or {})
         self._eos: int | None = tokenizer.eos_token_id
         added = tokenizer.added_tokens_decoder.items()
-        self._special = np.array(
-            sorted({*tokenizer.all_special_ids, *(i for i, token in added if token.special)}),
-            np.int64,
-        )
+        self._special = {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
         if self._eos is None and (add_eos or self._template == DEFAULT_TEMPLATE):
             raise ModelError(
                 f"tokenizer {tokenizer.name_or_path!r}: expected an end-of-sequence token, found"
@@ -309,7 +310,7 @@ class ChatTokenizer:
         if turns[place]["role"] != "assistant":
             # Trained because the row asks for it: all that the template writes for it.
             return [(first, stop, [])]
-        endings = self._endings(made, first, stop, end)
+        endings = self._endings(made, first, stop)
         return [(first, endings[0] + 1 if endings else stop, endings)]
 
     def _marked(
@@ -318,22 +319,20 @@ class ChatTokenizer:
         """Token ranges of the spans of one turn; the last is stretched to its end of turn."""
         found = [_tokens_in(made, *span) for span in spans]
         first, stop = found[-1]
-        endings = self._endings(made, first, stop, spans[-1][1])
+        endings = self._endings(made, first, stop)
         if not endings:
             endings = self._ending_behind(made, stop, end)
             stop = endings[0] + 1 if endings else stop
         return [*((a, b, []) for a, b in found[:-1]), (first, stop, endings)]
 
-    def _endings(self, made: _Rendered, first: int, stop: int, end: int) -> list[int]:
-        """The special tokens that a range ends with, last first, white space aside.
-
-        `end` is the last character + 1 of the range.
-        """
+    def _endings(self, made: _Rendered, first: int, stop: int) -> list[int]:
+        """The special tokens that a range ends with, last first, white space aside."""
         found: list[int] = []
         for place in range(stop - 1, first - 1, -1):
-            if made.ids[place] in self._special and not made.text[made.ends[place] : end].strip():
+            if int(made.ids[place]) in self._special:
                 found.append(place)
-                end = int(made.starts[place])
+            elif made.shown(place):
+                break
         return found
 
     def _ending_behind(self, made: _Rendered, stop: int, border: int | None) -> list[int]:
@@ -343,11 +342,9 @@ class ChatTokenizer:
         the start of the next turn.
         """
         place = stop
-        while (
-            place < len(made.ids) and not made.text[made.starts[place] : made.ends[place]].strip()
-        ):
+        while place < len(made.ids) and not made.shown(place):
             place += 1
-        if place >= len(made.ids) or made.ids[place] not in self._special:
+        if place >= len(made.ids) or int(made.ids[place]) not in self._special:
             return []
         inside = made.ids[place] == self._eos if border is None else made.starts[place] < border
         return [place] if inside else []
