@@ -7,6 +7,7 @@ bool. None shortens or reorders an array.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,9 @@ def floor_of(n: int, fraction: float) -> int:
     return min(n, math.floor(round(fraction * n, 9)))
 
 
-def counts_of(sizes: IntArray, fraction: float, *, rounded: str = "up") -> IntArray:
+def counts_of(
+    sizes: IntArray, fraction: float, *, rounded: Literal["up", "down"] = "up"
+) -> IntArray:
     """`count_of` ("up") or `floor_of` ("down") for the sizes (G,) of many groups, (G,) int64."""
     count = count_of if rounded == "up" else floor_of
     different, inverse = np.unique(sizes, return_inverse=True)
