@@ -338,6 +338,16 @@ class TestSearch:
         assert found.topped_up_share == 1.0
         assert found.kept.sum() == 2
 
+    @pytest.mark.parametrize(("rho", "share"), [(0.0, 0.48), (0.5, 0.31), (0.8, 0.19)])
+    def test_what_the_loosest_threshold_holds(self, rho, share):
+        """Of a bivariate normal: the more the axes correlate, the less it reaches."""
+        error, other = np.random.default_rng(0).standard_normal((2, 20000))
+        uncertainty = rho * error + math.sqrt(1 - rho**2) * other
+        verdict = plane.decide(
+            error, uncertainty, np.arange(20000), share=1.0, normalise="rank", search="exact"
+        )
+        assert 1 - verdict.topped_up.mean() == pytest.approx(share, abs=0.015)
+
     def test_loosest_threshold(self):
         # 101 samples: places 49 and 51 enter at alpha 0.49, one step further none does.
         error = np.arange(101.0)
