@@ -50,7 +50,8 @@ def test_a_token_method_decides_about_tokens_and_so_about_samples(store):
     ]
     assert found[11]["reason"] == "calibration"
     assert found[12]["reason"] == "misconception"
-    assert found[13]["reason"] == found[14]["reason"]
+    assert found[13]["reason"] == "redundant"
+    assert found[14]["reason"] == "noise"
     assert found[13]["token_keep"] == [False]
 
 
