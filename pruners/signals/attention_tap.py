@@ -191,10 +191,9 @@ def attention_module(model: nn.Module, layer: int) -> tuple[str, Any]:
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Name and list of a model's decoder layers; ModelError where there is no such list."""
-    config: Any = model.config
-    count = config.get_text_config(decoder=True).num_hidden_layers
-    decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
-    inside = set(decoder.modules())
+    whole: Any = model
+    count = whole.config.get_text_config(decoder=True).num_hidden_layers
+    inside = set((whole.get_decoder() if hasattr(model, "get_decoder") else whole).modules())
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count and module in inside:
             return name, module

@@ -243,7 +243,8 @@ def read_head(model: Any) -> Head:
 
 
 def _output_layer(model: Any) -> Any:
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    read = getattr(model, "get_output_embeddings", None)
+    layer: Any = read() if read is not None else None
     if not hasattr(layer, "modules_to_save"):
         return layer
     # PEFT keeps the copy of a layer that is trained whole beside the original.
