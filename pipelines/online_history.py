@@ -46,11 +46,14 @@ class History:
         self._adapters_off = (
             kind == "base" and refresh is None and hasattr(model, "disable_adapter")
         )
-        self.base = fingerprint(model)
+        self.base = ""
         self._weights: dict[str, torch.Tensor] = {}
         self._take()
 
     def _take(self) -> None:
+        # A history that moves is saved whole; one that does not must begin the same on resuming.
+        if not self.moves:
+            self.base = fingerprint(self._model, frozen=self._adapters_off)
         if not self._adapters_off:
             # A slow average moves by less than half precision can hold.
             wide = torch.float32 if self.kind == "ema" else None
@@ -67,7 +70,6 @@ class History:
         """Begin again from the present weights, where training does."""
         if self.step > 0:
             self.step = 0
-            self.base = fingerprint(self._model)
             self._take()
 
     @torch.no_grad()
@@ -133,13 +135,16 @@ class History:
 
 
 @torch.no_grad()
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module, *, frozen: bool = False) -> str:
     """Digest of the names, shapes and 64 evenly spaced numbers of every weight of a model.
 
-    Tells another base model from the same one in milliseconds; no guard against tampering.
+    With `frozen`, of the weights that are not trained. Tells another base model from the same
+    one in milliseconds; no guard against tampering.
     """
     sha = hashlib.sha256()
     for name, parameter in model.named_parameters():
+        if frozen and parameter.requires_grad:
+            continue
         flat = parameter.detach().reshape(-1)
         stride = max(1, len(flat) // _SAMPLED)
         sha.update(f"{name}{tuple(parameter.shape)}".encode())

@@ -76,7 +76,10 @@ class PruningTrainerMixin(_Base):
     number of samples seen; the last two are saved in every checkpoint, so a resumed run decides
     as the unbroken one.
 
-    A sample's id is its column `id` (whole number or string), else a hash of its tokens.
+    A sample is a row, or a document where rows are packed (`position_ids` without a mask). Its
+    id is its column `id` (whole number or string), else a hash of its tokens; packing in TRL
+    drops columns. Quantities that the trainer reports as means over micro-batches (TRL's
+    entropy, say) count empty ones too; those of this mixin stand under `selection/`.
 
     Methods that rescale (InfoBatch) multiply the loss of each kept token by its sample's weight;
     the sum is divided by the sum of the weights on each device, and this loss is computed here
@@ -138,8 +141,7 @@ class PruningTrainerMixin(_Base):
                 "selection inside training scores the network below the adapters' virtual tokens;"
                 " prompt learning cannot be scored. Use LoRA or full fine-tuning."
             )
-        # Reads the output layer while the model's forward is still its own: under mixed precision
-        # training wraps it. Two tokens, so that a model that cannot be scored fails here.
+        # Two tokens, so that a model that cannot be scored fails here and not in the first step.
         pair = torch.zeros((1, 2), dtype=torch.int64)
         score_tokens(self._scored_model(), pair, torch.tensor([[False, True]]))
 

@@ -86,9 +86,15 @@ def test_fingerprint_tells_models_apart():
     assert fingerprint(llama()) == fingerprint(llama())
     assert fingerprint(llama()) != fingerprint(llama(1))
     model = llama()
+    model.model.norm.weight.requires_grad = False
+    before = fingerprint(model), fingerprint(model, frozen=True)
+    with torch.no_grad():
+        model.lm_head.weight += 0.5
+    assert fingerprint(model) != before[0]
+    assert fingerprint(model, frozen=True) == before[1]
     with torch.no_grad():
         model.model.norm.weight[3] += 0.5
-    assert fingerprint(model) != fingerprint(llama())
+    assert fingerprint(model, frozen=True) != before[1]
 
 
 def test_average_of_half_precision_moves():
@@ -104,15 +110,16 @@ def test_average_of_half_precision_moves():
     assert {one.dtype for one in inside(history, model).values()} == {torch.bfloat16}
 
 
-def test_restart_takes_the_weights_of_now():
+@pytest.mark.parametrize("kind", ["base", "ema"])
+def test_restart_takes_the_weights_of_now(kind):
     model = llama()
-    history = History(model, "ema", decay=0.5, refresh=None)
+    history = History(model, kind, decay=0.5, refresh=None)
     first = history.base
     push(model, 1.0)
+    history.restart()
+    assert same_weights(inside(history, model), weights(llama())), "nothing was trained yet"
     history.advance(1)
     history.restart()
     assert history.step == 0
     assert same_weights(inside(history, model), weights(model))
-    assert history.base != first
-    history.restart()
-    assert same_weights(inside(history, model), weights(model))
+    assert (history.base != first) == (kind == "base")

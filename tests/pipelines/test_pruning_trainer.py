@@ -642,3 +642,17 @@ def test_methods_that_look_at_nothing_cost_no_pass(tmp_path):
     passes.clear()
     learner.train()
     assert passes == [True] * 4
+
+
+def test_rows_without_a_target_are_no_samples(tmp_path):
+    rows = [row | {"labels": [IGNORE] * len(row["labels"])} for row in chats(4)]
+    rows += chats(8)[4:]
+    method = Chosen()
+    selection = OnlineSelection(method=method, decisions=tmp_path / "decisions.jsonl")
+    learner = trainer(tmp_path, rows, selection, max_steps=2, train_sampling_strategy="sequential")
+    learner.train()
+    assert learner.losses[0] == 0.0
+    assert learner.losses[1] > 0
+    assert len(method.asked) == 1, "there was nothing to ask about the first window"
+    lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
+    assert [line["tokens"] > 0 for line in lines] == [False] * 4 + [True] * 4
