@@ -173,18 +173,49 @@ def test_a_template_that_drops_earlier_thinking_is_refused():
     assert pieces(whole, whole.protected) == ["<|im_end|>"]  # the end of turn 1 is not known
 
 
+MARKED_THINKING = THINKING.replace(
+    "{{ m.content + '<|im_end|>\\n' }}",
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}"
+    "{% endgeneration %}{{ '\\n' }}{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}",
+)
+
+
 def test_marks_allow_a_template_to_drop_earlier_thinking():
-    marked = THINKING.replace(
-        "{{ m.content + '<|im_end|>\\n' }}",
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|im_end|>' }}"
-        "{% endgeneration %}{{ '\\n' }}{% else %}{{ m.content + '<|im_end|>\\n' }}{% endif %}",
-    )
-    tokens = tokenize(THOUGHT, marked)
+    tokens = tokenize(THOUGHT, MARKED_THINKING)
     assert pieces(tokens, tokens.trainable) == [
         "It returns the sum. \U0001f600<|im_end|>",
         "Hello there!<|im_end|>",
     ]
     assert sorted(set(tokens.turn[tokens.trainable].tolist())) == [1, 3]
+
+
+TWICE = [*THOUGHT[:2], {**THOUGHT[1], "content": "An integer."}, *THOUGHT[2:]]
+
+
+def test_marks_number_the_turns_whose_borders_are_not_known():
+    """Two turns in a row lose their thinking: where the second starts, no rendering shows."""
+    tokens = tokenize(TWICE, MARKED_THINKING)
+    assert pieces(tokens, tokens.trainable) == [
+        "It returns the sum. \U0001f600<|im_end|>",
+        "An integer.<|im_end|>",
+        "Hello there!<|im_end|>",
+    ]
+    assert sorted(set(tokens.turn[tokens.trainable].tolist())) == [1, 2, 4]
+    assert (np.diff(tokens.turn) >= 0).all()
+
+
+def test_marks_that_cannot_be_told_apart_are_refused():
+    both = MARKED_THINKING.replace(
+        "{{ '<think>' + m.reasoning_content + '</think>' }}",
+        "{% generation %}{{ '<think>' + m.reasoning_content + '</think>' }}{% endgeneration %}",
+    )
+    with pytest.raises(InputError, match=r"message 1 \(4 marks for 3 turns"):
+        tokenize(TWICE, both)
+    tokens = tokenize(THOUGHT[:2], both)  # two marks in one turn whose borders are known
+    assert pieces(tokens, tokens.trainable) == [
+        "<think>hm</think>It returns the sum. \U0001f600<|im_end|>"
+    ]
+    assert pieces(tokens, tokens.protected) == ["<|im_end|>"]
 
 
 def test_an_end_of_turn_outside_the_marks_is_trained_all_the_same():
@@ -308,10 +339,11 @@ def test_white_space_around_answers_is_kept_whichever_way_tokens_fall():
     """GPT-2's tokens take the space before a word along, and hide it from their offsets."""
     tokenizer = chat_tokenizer(CHATML)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    turns = [TALK[0], {"role": "assistant", "content": "  the function \n\n"}]
-    for template in (CHATML, CHATML_MARKED):
-        tokens = tokenize(turns, template, tokenizer=tokenizer, chat_template=template)
-        assert pieces(tokens, tokens.trainable) == ["  the function \n\n<|im_end|>"]
+    for text in ("  the function \n\n", "the function", "\n x"):
+        turns = [TALK[0], {"role": "assistant", "content": text}]
+        for template in (CHATML, CHATML_MARKED):
+            tokens = tokenize(turns, template, tokenizer=tokenizer, chat_template=template)
+            assert pieces(tokens, tokens.trainable) == [text + "<|im_end|>"]
 
 
 def test_a_token_that_straddles_prompt_and_answer_is_trained():
