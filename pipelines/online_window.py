@@ -156,10 +156,11 @@ def regroup(
     """As many micro-batches as before, made of the kept samples alone.
 
     The samples are ordered by length and cut into groups of equal count, so that padding is
-    short. All ranks of a job must take the same number of forward and backward passes, and no
-    pass may be empty: where there are fewer samples than micro-batches, the rest get the first
-    two tokens of a sample of the window with every label at -100, which adds exactly 0 to the
-    loss and to the gradient (the routers' own loss of a mixture of experts aside).
+    short; it stands on the right. All ranks of a job must take the same number of forward and
+    backward passes, and no pass may be empty: where there are fewer samples than micro-batches,
+    the rest get the first two tokens of a sample of the window with every label at -100, which
+    adds exactly 0 to the loss and to the gradient (the routers' own loss of a mixture of
+    experts aside).
 
     Parameters
     ----------
@@ -205,14 +206,12 @@ def _join(batches: Sequence[Batch], pieces: Sequence[Piece], *, pad: int, multip
         return _concatenate(batches, pieces)
     longest = max(piece.length for piece in pieces)
     width = -(-longest // multiple) * multiple
-    left = _pads_left(batches)
     made: Batch = {}
     for name, like in batches[0].items():
         fill = {"input_ids": pad, "labels": IGNORE}.get(name, 0)
         out = like.new_full((len(pieces), width), fill)
         for row, piece in enumerate(pieces):
-            start = width - piece.length if left else 0
-            out[row, start : start + piece.length] = _cut(batches, piece, name)
+            out[row, : piece.length] = _cut(batches, piece, name)
         made[name] = out
     if "attention_mask" not in made and any(piece.length < width for piece in pieces):
         # Rows of one length need no mask; shorter ones beside them do.
@@ -246,8 +245,3 @@ def _concatenate(batches: Sequence[Batch], pieces: Sequence[Piece]) -> Batch:
 def _cut(batches: Sequence[Batch], piece: Piece, name: str) -> torch.Tensor:
     cut: torch.Tensor = batches[piece.batch][name][piece.row, piece.start : piece.stop]
     return cut
-
-
-def _pads_left(batches: Sequence[Batch]) -> bool:
-    masks = [batch["attention_mask"] for batch in batches if "attention_mask" in batch]
-    return any(bool(mask[:, 0].eq(0).any()) for mask in masks)
