@@ -149,7 +149,7 @@ def _new_model(shape: Shape, tokenizer: Any) -> Any:
         architectures=["LlamaForCausalLM"],
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden_size,
-        intermediate_size=shape.hidden_size * 8 // 3,
+        intermediate_size=math.ceil(shape.hidden_size / 6) * 16,  # 8/3, a multiple of 16
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
