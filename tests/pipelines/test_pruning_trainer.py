@@ -15,12 +15,12 @@ import torch
 from prunery import OnlineSelection
 from prunery.errors import InputError, ModelError
 from prunery.pruners.catalogue import METHODS
-from prunery.pruners.contract import Selection
 
 from .ddp_driver import lopsided
 from .tiny_training import (
     IGNORE,
     Chosen,
+    Weighing,
     chats,
     llama,
     losses_of,
@@ -28,6 +28,7 @@ from .tiny_training import (
     trainable,
     trained_rows,
     trainer,
+    weighed_loss,
     weights,
 )
 
@@ -433,30 +434,10 @@ def test_warm_up_of_sstoken_is_attention_alone(tmp_path):
     assert kept["attention"][0] != kept["both"][0]
 
 
-class _Weighing(Chosen):
-    """Every other sample counts thrice, every fifth goes."""
-
-    unit = "sample"
-    needs = frozenset({"id", "answer_loss"})
-    budget = Chosen.budget
-
-    def __call__(self, signals, *, seed):
-        number = signals["id"] // 7
-        keep = number % 5 != 0
-        weight = np.where(keep, np.where(number % 2 == 0, 3.0, 1.0), 0.0).astype(np.float32)
-        return Selection(
-            keep,
-            weight,
-            (~keep).astype(np.uint8),
-            ("stays", "goes"),
-            weight=weight,
-        )
-
-
 def test_weights_multiply_the_loss_of_their_sample(tmp_path):
     rows = chats(16)
     model = llama()
-    selection = OnlineSelection(method=_Weighing(), decisions=tmp_path / "decisions.jsonl")
+    selection = OnlineSelection(method=Weighing(), decisions=tmp_path / "decisions.jsonl")
     learner = trainer(
         tmp_path,
         rows,
@@ -467,17 +448,8 @@ def test_weights_multiply_the_loss_of_their_sample(tmp_path):
         max_steps=2,
     )
     learner.train()
-    truth = losses_of(model, rows)
-    by_tokens = {tuple(row["input_ids"]): row for row in rows}
     for window, loss in zip(learner.windows, learner.losses, strict=True):
-        total = mass = 0.0
-        for ids, kept in trained_rows(window):
-            number = by_tokens[ids]["id"] // 7
-            assert number % 5
-            weight = 3.0 if number % 2 == 0 else 1.0
-            total += weight * truth[number * 7][kept].sum()
-            mass += weight * len(kept)
-        assert loss == pytest.approx(total / mass, rel=1e-5)
+        assert loss == pytest.approx(weighed_loss(model, rows, window), rel=1e-5)
     lines = [json.loads(line) for line in (tmp_path / "decisions.jsonl").read_text().splitlines()]
     assert len(lines) == 16
     for line in lines:
@@ -509,7 +481,7 @@ def test_weights_and_label_smoothing_exclude_each_other(tmp_path):
     learner = trainer(
         tmp_path,
         chats(),
-        OnlineSelection(method=_Weighing()),
+        OnlineSelection(method=Weighing()),
         label_smoothing_factor=0.1,
     )
     with pytest.raises(InputError, match="label smoothing"):

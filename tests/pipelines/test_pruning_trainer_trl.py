@@ -14,12 +14,14 @@ from .tiny_training import (
     VOCABULARY,
     Chosen,
     WatchedMixin,
+    Weighing,
     chats,
     llama,
     losses_of,
     same_weights,
     trainable,
     trained_rows,
+    weighed_loss,
     weights,
 )
 
@@ -131,6 +133,15 @@ def test_loss_is_that_of_the_trained_tokens_over_their_number(tmp_path, accumula
             np.testing.assert_allclose(
                 signals["loss"][mine], truth[one][trainable(by_id[one])], atol=2e-5
             )
+
+
+def test_weights_multiply_the_loss_of_their_sample(tmp_path):
+    rows, model = chats(16), llama()
+    options = {"learning_rate": 0.0, "gradient_accumulation_steps": 2, "max_steps": 2}
+    learner = sft(tmp_path, rows, OnlineSelection(method=Weighing()), model=model, **options)
+    learner.train()
+    for window, loss in zip(learner.windows, learner.losses, strict=True):
+        assert loss == pytest.approx(weighed_loss(model, rows, window), rel=1e-5)
 
 
 def _documents(window):
