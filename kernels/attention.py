@@ -77,8 +77,9 @@ def attention_mass(
     columns
         Whether to make `column`, which takes a further pass.
     impl
-        As for `token_stats`. "torch" holds a block of queries with the keys that they may see,
-        at most 64 MiB or one query of each head that reads the key head.
+        As for `token_stats`. "torch" holds the logits of a block of queries with the keys that
+        they may see: 16 MiB on a CPU, 64 MiB on a GPU, or one query of each head that shares
+        the key head where that is more. "triton" holds no logits outside a tile.
 
     Raises
     ------
