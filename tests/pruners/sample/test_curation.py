@@ -295,6 +295,11 @@ class TestKCenter:
         selection = KCenter(keep=0.5)(signals, seed=0)
         assert selection.keep.tolist() == [True, False, False, True, False, True]
         assert selection.score[[1, 2, 4]].tolist() == [0.0, 0.0, 0.0]
+        # Where a float32 cosine of a vector with itself is not 1 either.
+        vectors = np.random.default_rng(2).standard_normal((20, 384)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        score = KCenter(keep=0.5)(rows(embedding=np.tile(vectors, (2, 1))), seed=0).score
+        assert (score == 0.0).sum() == 20
 
     def test_nothing_kept(self):
         selection = KCenter(keep=0.0)(rows(embedding=unit(0, 90)), seed=0)

@@ -171,6 +171,12 @@ class TestTokenCleaning:
         free = TokenCleaning(tokens=0.5, keep_protected=False)(signals, seed=0)
         assert free.keep.tolist() == [True, False, False, False, True, True]
 
+    def test_a_protected_token_stands_behind_its_sample_s_best(self):
+        given = {"loss": [0.0, 2.0, 1.0], "reference_loss": [0.0] * 3}
+        signals = tokens({5: {**given, "protected": [True, False, False]}})
+        selection = TokenCleaning(tokens=1 / 3)(signals, seed=0)
+        assert selection.keep.tolist() == [True, True, False]
+
     def test_nothing_but_protected_tokens(self):
         signals = tokens({k: {**v, "protected": [True] * len(v["loss"])} for k, v in TWO.items()})
         selection = TokenCleaning(tokens=1 / 6)(signals, seed=0)
