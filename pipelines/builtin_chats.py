@@ -3,6 +3,11 @@
 A small real corpus that every Python brings: functions, classes and methods of a fixed list of
 modules, each asked about in one of a few fixed ways that a hash of its name chooses. The rows
 are the same for one build of Python; their digest enters the key of the table.
+
+They are collected by a bare Python of their own, for which this file is a script: libraries add
+methods to the standard library's classes and replace its functions (torch does with
+`inspect.getfile`), and the rows must not hang on what is imported. So this file imports the
+standard library alone.
 """
 
 from __future__ import annotations
@@ -10,6 +15,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from types import ModuleType
@@ -93,7 +101,31 @@ Messages = list[dict[str, str]]
 
 @lru_cache(maxsize=1)
 def builtin_chats() -> dict[str, list[tuple[str, Messages]]]:
-    """(qualified name, messages) of every chat, by top module, in a fixed order."""
+    """(qualified name, messages) of every chat, by top module, in a fixed order.
+
+    Raises
+    ------
+    PruneryError
+        No Python could be started, or it failed.
+    """
+    from ..errors import PruneryError
+
+    # -I and -S: no environment, no site-packages.
+    command = [sys.executable, "-I", "-S", __file__]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace")[-500:]
+        raise PruneryError(
+            f"{NAME}: could not collect docstrings with {sys.executable!r} ({error}). {said} Read"
+            " chats from files of your own instead."
+        ) from error
+    found: dict[str, list[tuple[str, Messages]]] = json.loads(done.stdout)
+    return found
+
+
+def collected() -> dict[str, list[tuple[str, Messages]]]:
+    """What `builtin_chats` gives, from the standard library as it is in this process."""
     seen: set[str] = set()
     found: dict[str, list[tuple[str, Messages]]] = {}
     for module_name in _MODULES:
@@ -170,3 +202,7 @@ def _pick(choices: tuple[str, ...], place: int) -> str:
 
 def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(collected()))

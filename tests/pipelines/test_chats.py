@@ -1,6 +1,7 @@
 """Rows of every format become the same chats, and what is wrong is named by file, row and key."""
 
 import json
+import logging
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -414,6 +415,20 @@ def test_builtin_chats_are_many_real_and_unlike(tmp_path):
     assert "json.dumps" in dumps["messages"][0]["content"]
     assert dumps["messages"][-1]["content"].startswith("Serialize ``obj`` to a JSON formatted")
     assert run(store, builtin_chats.NAME).logical_digest == manifest.logical_digest
+
+
+def test_builtin_chats_do_not_hang_on_what_is_imported(monkeypatch):
+    def shout(self):
+        """A method that some library adds to the loggers of everyone, for whatever reason."""
+
+    first = builtin_chats.builtin_chats()
+    assert first == json.loads(json.dumps(first))
+    builtin_chats.builtin_chats.cache_clear()
+    monkeypatch.setattr(logging.Logger, "shout", shout, raising=False)
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    names = {name for chats in builtin_chats.collected().values() for name, _ in chats}
+    assert "logging.Logger.shout" in names
+    assert builtin_chats.builtin_chats() == first
 
 
 def test_real_rows_are_read(shared_data, tmp_path):
