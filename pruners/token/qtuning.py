@@ -61,7 +61,8 @@ class QTuning:
     stand in quadrant 2 (error high, uncertainty low: misconceptions) or 4 (the reverse:
     calibration). Where the two axes correlate, as they do, even the loosest thresholds hold
     too few; the rest is filled by the largest |x - y|, x and y the normalised axes, as
-    quadrant 2 where x >= y and else as 4.
+    quadrant 2 where x >= y and else as 4. A dropped sample beyond the search's reach is called
+    noise or redundant by the sum of its ranks.
 
     Tokens of quadrant 2 (equation 7): s_i = (1 - mix) p_i + mix (p_{i-1} + p_{i+1}), p = the
     token's perplexity, exp(loss); worked in logs, so that nothing overflows. The highest s_i
