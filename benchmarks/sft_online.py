@@ -6,7 +6,8 @@ A small Llama learns half of GSM8K as plain text, then each setting fine-tunes i
 other rows with the same trainer, loss, number of optimiser steps, learning rate and windows
 (8 rows a micro-batch, 4 micro-batches a step): everything, dynamic Q-Tuning and a random choice
 of as many samples and tokens at three budgets each, and ssToken. Each setting has a process of its
-own, which runs all seeds; its peak memory is ru_maxrss at the end above that before training.
+own, which runs all seeds; its memory is the peak of the first seed's training above what was
+resident before it (Linux).
 Held-out loss is the mean over the trained tokens of rows that no run saw. Writes
 `results/sft_online.json` and a section of `RESULTS.md` beside this file.
 """
@@ -15,12 +16,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import gzip
 import io
 import json
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -41,6 +42,7 @@ from transformers import LlamaForCausalLM, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from prunery import METHODS, OnlineSelection, PruningTrainer
+from prunery.errors import ModelError
 from prunery.pruners import rules
 from prunery.pruners.contract import Budget, Selection, Signals
 
@@ -196,12 +198,14 @@ def one_seed(
         data_collator=collate,
         selection=settings()[name],
     )
-    before = peak()
+    gc.collect()
+    forget_peak()
+    before = resident("VmRSS")
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         trainer.train()
     seconds = time.perf_counter() - began
-    after = peak()
+    after = resident("VmHWM")
     logs = trainer.state.log_history
     chosen = {
         key: sum(one.get(f"selection/{key}", 0.0) for one in logs)
@@ -222,9 +226,20 @@ def one_seed(
     }
 
 
-def peak() -> float:
-    """Highest resident memory of this process so far, in MB (ru_maxrss is KiB on Linux)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(line: str) -> float:
+    """`VmRSS` (now) or `VmHWM` (highest) of this process in MB.
+
+    Linux alone. `ru_maxrss` will not do: a process takes over its parent's when it is started.
+    """
+    for found in Path("/proc/self/status").read_text().splitlines():
+        if found.startswith(f"{line}:"):
+            return int(found.split()[1]) / 1024
+    raise ModelError(f"/proc/self/status has no line {line}; memory cannot be measured here.")
+
+
+def forget_peak() -> None:
+    """Let `VmHWM` begin again at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(name: str, given: argparse.Namespace, work: Path) -> list[dict[str, float]]:
@@ -291,6 +306,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=288)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--settings", nargs="*", default=None, help="fewer rows of the table")
     parser.add_argument("--results", type=Path, default=HERE, help="folder of RESULTS.md")
     parser.add_argument("--worker", default=None, help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, default=None, help=argparse.SUPPRESS)
@@ -311,7 +327,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(given, Path(folder))
         print(f"base model: {time.perf_counter() - began:.0f} s", flush=True)
-        for name in settings():
+        chosen = [name for name in settings() if name in (given.settings or settings())]
+        for name in dict.fromkeys(["full", *chosen]):
             results[name] = measure(name, given, Path(folder))
             print(f"{name}: {time.perf_counter() - began:.0f} s", flush=True)
     command = shlex.join(["python", "benchmarks/sft_online.py", *sys.argv[1:]])
@@ -326,7 +343,7 @@ def main() -> None:
     sizes = {
         key: value if isinstance(value, int | float) else str(value)
         for key, value in vars(given).items()
-        if key not in ("worker", "work", "results")
+        if key not in ("worker", "work", "results", "settings")
     }
     text = "\n\n".join(
         [
