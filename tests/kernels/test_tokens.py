@@ -90,6 +90,7 @@ def test_torch_is_as_near_to_the_truth_as_plain(
         )
     for name, want, near in zip(NAMES, truth, plain, strict=False):
         assert distance(getattr(made, name), want) <= distance(near, want) + 5e-6
+    assert (made.nll >= 0).all() and (made.entropy >= 0).all()
     assert (made.rank is not None) == rank
 
 
