@@ -2,14 +2,13 @@
 
     python benchmarks/sft_online.py --data ../shared/data
 
-A small Llama learns half of GSM8K as plain text, then each setting fine-tunes it on the answers of
-other rows with the same trainer, loss, number of optimiser steps, learning rate and windows
+A small Llama learns rows of GSM8K as plain text, then each setting fine-tunes it on the answers
+of other rows with the same trainer, loss, number of optimiser steps, learning rate and windows
 (8 rows a micro-batch, 4 micro-batches a step): everything, dynamic Q-Tuning and a random choice
-of as many samples and tokens at three budgets each, and ssToken. Each setting has a process of its
-own, which runs all seeds; its memory is the peak of the first seed's training above what was
-resident before it (Linux).
-Held-out loss is the mean over the trained tokens of rows that no run saw. Writes
-`results/sft_online.json` and a section of `RESULTS.md` beside this file.
+of samples and tokens at three budgets each, ssToken and random tokens. Each setting has a process
+of its own, which runs all seeds; its memory is the peak of the first seed's training above what
+was resident before it (Linux). Held-out loss is the mean over the trained tokens of rows that no
+run saw. Writes `results/sft_online.json` and a section of `RESULTS.md` beside this file.
 """
 
 from __future__ import annotations
