@@ -295,7 +295,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seen", type=int, default=2000, help="rows that the base model learns")
-    parser.add_argument("--pool", type=int, default=512, help="rows of fine-tuning")
+    parser.add_argument("--pool", type=int, default=416, help="rows of fine-tuning")
     parser.add_argument("--held", type=int, default=192)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--base-epochs", type=int, default=2)
