@@ -31,11 +31,13 @@ def run(root, name, environment):
 
 
 @NEEDS
+@pytest.mark.timeout(900)
 def test_in_the_interpreter(root):
     run(root, "tests/kernels/interpreted.py", {"TRITON_INTERPRET": "1"})
 
 
 @NEEDS
+@pytest.mark.timeout(900)
 def test_compiled_ahead(root, cache):
     """Triton keeps what it compiled by a digest of source and options, here beside pytest's."""
     run(root, "tests/kernels/compiled.py", {"TRITON_CACHE_DIR": str(cache.mkdir("triton"))})
