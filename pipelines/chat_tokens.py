@@ -205,10 +205,13 @@ class ChatTokenizer:
                 if self._train_on != "all":
                     raise
                 continue  # every token is trained anyway; this turn's end stays unprotected
+            if self._train_on != "all":
+                _check_said(made, targets, turns[place], place)
             for start, stop, endings in targets:
                 trainable[start:stop] = True
                 turn[start:stop] = place
                 protected[endings] = True
+        protected &= trainable
         if self._train_on == "all":
             trainable[:] = True
             protected |= made.ids == (-1 if self._eos is None else self._eos)
@@ -319,7 +322,7 @@ class ChatTokenizer:
         """Token ranges of the spans of one turn; the last is stretched to its end of turn."""
         found = [_tokens_in(made, *span) for span in spans]
         first, stop = found[-1]
-        endings = self._endings(made, first, stop)
+        endings = self._endings(made, found[0][0], stop)
         if not endings:
             endings = self._ending_behind(made, stop, end)
             stop = endings[0] + 1 if endings else stop
@@ -348,6 +351,30 @@ class ChatTokenizer:
             return []
         inside = made.ids[place] == self._eos if border is None else made.starts[place] < border
         return [place] if inside else []
+
+
+def _check_said(
+    made: _Rendered,
+    targets: Sequence[tuple[int, int, list[int]]],
+    turn: Mapping[str, Any],
+    place: int,
+) -> None:
+    """Refuse a template that leaves out what a trained turn says.
+
+    Some show no calls; those of vision models show nothing of a text that is not in parts. The
+    last line is looked for alone, since templates cut thinking off and trim.
+    """
+    shown = "".join(
+        made.text[made.starts[start] : made.ends[stop - 1]] for start, stop, _ in targets
+    )
+    wanted = [line for line in turn["content"].strip().splitlines()[-1:] if line]
+    wanted += [call["function"]["name"] for call in turn.get("tool_calls", ())]
+    for text in wanted:
+        if text.strip() not in shown:
+            raise InputError(
+                f"the chat template leaves out what message {place} says ({text[:60]!r}). Use a"
+                " template for text and tool calls."
+            )
 
 
 def _rewritten(place: int) -> str:

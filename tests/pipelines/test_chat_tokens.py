@@ -1,7 +1,10 @@
 """Ids are the template's own; masks hold the answers and their end of turn, and nothing else."""
 
 import datetime
+import importlib.util
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,6 +265,59 @@ def test_marks_that_are_missing_or_miscounted_are_refused():
     silent = CHATML_MARKED.replace("m.role == 'assistant'", "m.role == 'nobody'")
     with pytest.raises(InputError, match="marks no generation in message 1"):
         tokenize(TALK, silent)
+
+
+def test_a_template_that_leaves_out_an_answer_or_a_call_is_refused():
+    in_parts = CHATML.replace(
+        "{{ m.content }}", "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    )
+    with pytest.raises(InputError, match=r"leaves out what message 1 says \('It returns"):
+        tokenize(TALK, in_parts)
+    with pytest.raises(InputError, match=r"leaves out what message 2 says \('add'\)"):
+        tokenize(TOOL_TALK, CHATML.replace("m.tool_calls", "false"))
+
+
+# Without the emoji: transformers' own mask ends at the first byte of a last character.
+PLAIN = [TALK[0], {"role": "assistant", "content": "It returns the sum."}, *TALK[2:]]
+
+
+def published_templates():
+    spec = importlib.util.find_spec("trl")
+    home = Path(spec.origin).parent / "chat_templates" if spec and spec.origin else Path("none")
+    return sorted(path.stem for path in home.glob("*.jinja"))
+
+
+@pytest.mark.parametrize("name", published_templates())
+@pytest.mark.parametrize("turns", [PLAIN[:2], PLAIN], ids=["one", "two"])
+def test_published_templates_are_told_apart_or_refused(name, turns):
+    """The templates that TRL brings: those of most families, as published and with marks."""
+    home = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+    template = (home / f"{name}.jinja").read_text()
+    tokenizer = chat_tokenizer(template)
+    special = set(re.findall(r"<[|\uff5c]?[\w\u2581]+[|\uff5c]?>", template)) - {"<think>"}
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(special)})
+    tokens, refusal = None, ""
+    try:
+        tokens = tokenize(turns, template, tokenizer=tokenizer)
+    except InputError as error:
+        refusal = str(error)
+    if tokens is None:
+        assert re.search("rewrites history|leaves out|no attribute 'text'", refusal), refusal
+        assert not name.endswith("_training") or "rewrites" not in refusal
+        return
+    made = tokenizer.apply_chat_template(turns, return_assistant_tokens_mask=True, return_dict=True)
+    assert tokens.input_ids.tolist() == made["input_ids"]
+    mask = np.array(made["assistant_masks"], np.bool_)
+    if mask.any():  # marked: at most the end of a turn is added
+        assert not (mask & ~tokens.trainable).any()
+        added = tokens.trainable & ~mask
+        assert added.sum() <= len(turns)
+    for number, turn in enumerate(turns):
+        inside = tokens.trainable & (tokens.turn == number)
+        text = tokenizer.decode(tokens.input_ids[inside])
+        assert (turn["content"] in text) == (turn["role"] == "assistant")
+        other = turns[number - 1]["content"] if number else turns[1]["content"]
+        assert other not in text
 
 
 def test_what_the_template_refuses_is_refused_with_its_words():
