@@ -76,6 +76,14 @@ class MethodOptions(StepOptions):
             return [*own, *(key for key in given if key not in own)]
         return own + [field.name for field in dataclasses.fields(METHODS[name])]  # type: ignore[arg-type]
 
+    @classmethod
+    def override(cls, given: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+        """As for any step; another method leaves the options of the one before it behind."""
+        if key != "method" or given.get("method") == value:
+            return super().override(given, key, value)
+        own = {name for name in cls.model_fields if name != "options"} | {"step", "inputs"}
+        return {name: item for name, item in given.items() if name in own} | {key: value}
+
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, data: Any) -> Any:

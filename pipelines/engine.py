@@ -43,6 +43,11 @@ class StepOptions(BaseModel):
         return list(cls.model_fields)
 
     @classmethod
+    def override(cls, given: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+        """The values of a recipe's step with one of them set anew."""
+        return {**given, key: value}
+
+    @classmethod
     def rebase(cls, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         """The values with relative paths made absolute against `folder`."""
         made = dict(given)

@@ -146,7 +146,9 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """The recipe with `key=value` settings applied, such as `prune.threshold=0.2`.
 
     A key is `STEP.OPTION`, `STEP.inputs.ROLE`, or one of `seed`, `bad_rows`, `name`, `about`.
-    Values are read as YAML. A relative path given here is relative to the working directory.
+    Settings apply in the order given; another `method` of a step leaves the options of the one
+    before it behind. Values are read as YAML. A relative path given here is relative to the
+    working directory.
 
     Raises
     ------
@@ -198,7 +200,8 @@ def _set(raw: dict[str, Any], recipe: Recipe, path: list[str], value: Any, origi
     known = spec.options.known_keys({**target, rest[0]: value})
     if rest[0] not in known:
         raise RecipeError(f"{origin}: " + _unknown(f"option of `{head}`", rest[0], known))
-    target[rest[0]] = spec.options.rebase({rest[0]: value}, Path.cwd())[rest[0]]
+    based = spec.options.rebase({rest[0]: value}, Path.cwd())[rest[0]]
+    raw["steps"][head] = spec.options.override(target, rest[0], based)
 
 
 def _check(raw: dict[str, Any], folder: Path, lines: _Lines) -> Recipe:

@@ -163,3 +163,15 @@ def test_bundled_recipes_load_and_unknown_names_are_refused(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(GOOD)
     assert load_recipe(file).name == "small"
+
+
+def test_another_method_leaves_the_options_of_the_first_behind():
+    sft = load_recipe("sft")
+    other = apply_overrides(sft, ["prune.method=random_tokens", "prune.by_domain=true"])
+    assert other.step("prune").options.options == {}
+    assert other.step("prune").options.by_domain
+    assert other.step("prune").inputs == sft.step("prune").inputs
+    settings = ["prune.method=random_tokens", "prune.tokens=0.25"]
+    assert apply_overrides(sft, settings).step("prune").options.options == {"tokens": 0.25}
+    same = apply_overrides(sft, ["prune.method=qtuning", "prune.samples=0.25"])
+    assert same.step("prune").options.options["normalise"] == "rank"
