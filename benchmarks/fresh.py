@@ -2,7 +2,7 @@
 
 A benchmark's script calls itself: with `--case name` it builds the inputs, runs the case and
 prints one line of JSON. Memory is the growth of the process's peak above what the inputs and the
-loaded libraries take; a peak never falls, hence the fresh process.
+loaded libraries take; allocators keep what they once took, hence the fresh process.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shlex
 import statistics
 import subprocess
@@ -32,11 +31,13 @@ def measure(call: Callable[[], Any], repeats: int, device: str) -> dict[str, Any
     if cuda:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if cuda else _peak()
+    else:
+        forget_peak()
+    before = torch.cuda.memory_allocated() if cuda else resident("VmRSS")
     call()
     if cuda:
         torch.cuda.synchronize()
-    after = torch.cuda.max_memory_allocated() if cuda else _peak()
+    after = torch.cuda.max_memory_allocated() if cuda else resident("VmHWM")
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -47,9 +48,20 @@ def measure(call: Callable[[], Any], repeats: int, device: str) -> dict[str, Any
     return {"peak_bytes": after - before, "seconds": taken}
 
 
-def _peak() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def resident(line: str) -> float:
+    """`VmRSS` (now) or `VmHWM` (highest since `forget_peak`) of this process in bytes.
+
+    Linux alone. `ru_maxrss` will not do: a process takes over its parent's when it is started.
+    """
+    for found in Path("/proc/self/status").read_text().splitlines():
+        if found.startswith(f"{line}:"):
+            return int(found.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no line {line}; memory cannot be measured here.")
+
+
+def forget_peak() -> None:
+    """Let `VmHWM` begin again at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def in_child(script: str, case: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -35,13 +35,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from fresh import forget_peak, resident
 from sections import write_section
 from sft_lm import EOS, Sample, held_out, make_model, make_tokenizer, train
 from transformers import LlamaForCausalLM, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from prunery import METHODS, OnlineSelection, PruningTrainer
-from prunery.errors import ModelError
 from prunery.pruners import rules
 from prunery.pruners.contract import Budget, Selection, Signals
 
@@ -220,25 +220,9 @@ def one_seed(
         "topped_up": chosen["topped_up"] / trainer.state.global_step,
         "trained_tokens": trainer.trained,
         "read_tokens": trainer.read,
-        "peak_mb": after - before,
+        "peak_mb": (after - before) / 2**20,
         "held_out": float(losses[:, 0].sum() / losses[:, 1].sum()),
     }
-
-
-def resident(line: str) -> float:
-    """`VmRSS` (now) or `VmHWM` (highest) of this process in MB.
-
-    Linux alone. `ru_maxrss` will not do: a process takes over its parent's when it is started.
-    """
-    for found in Path("/proc/self/status").read_text().splitlines():
-        if found.startswith(f"{line}:"):
-            return int(found.split()[1]) / 1024
-    raise ModelError(f"/proc/self/status has no line {line}; memory cannot be measured here.")
-
-
-def forget_peak() -> None:
-    """Let `VmHWM` begin again at what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure(name: str, given: argparse.Namespace, work: Path) -> list[dict[str, float]]:
