@@ -106,6 +106,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     wanted = ("matrix", "two passes", "torch", "triton") if cuda else ("matrix", "torch")
     options = {name: getattr(given, name) for name in ("dtype", "device")}
     options |= {name: getattr(given, name) for name in ("repeats", "threads", "seed")}
+    where = fresh.machine(given.device, given.threads)
     found: dict[str, Any] = {}
     for shape in given.shapes:
         name = " x ".join(map(str, shape))
@@ -122,7 +123,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             print(f"{name:32s} {case:12s} {fresh.cells(made, None)}", flush=True)
     return {
         "command": fresh.command(__file__),
-        "machine": fresh.machine(given.device, given.threads),
+        "machine": where,
         **options,
         "found": found,
     }

@@ -116,6 +116,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     wanted = GPU_CASES if given.device == "cuda" else CASES
     options = {name: getattr(given, name) for name in ("rows", "size", "dtype", "device")}
     options |= {name: getattr(given, name) for name in ("repeats", "threads", "seed")}
+    where = fresh.machine(given.device, given.threads)
     found: dict[str, Any] = {}
     for vocabulary in given.vocabulary:
         for case in wanted:
@@ -127,7 +128,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
             print(f"{vocabulary:8d} {case:12s} {fresh.cells(made, None)}", flush=True)
     return {
         "command": fresh.command(__file__),
-        "machine": fresh.machine(given.device, given.threads),
+        "machine": where,
         **options,
         "found": found,
     }
