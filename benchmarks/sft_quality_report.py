@@ -83,7 +83,7 @@ def table(runs: Sequence[Run], name: str) -> list[str]:
     full, none = found["full", 1.0], found.get(("none", 0.0), [])
     losses = [mean_loss(run) for run in full]
     lines = [
-        f"#### {name}",
+        f"### {name}",
         "",
         f"Base model {np.mean([mean_loss(r) for r in none]):.3f}, full data"
         f" {np.mean(losses):.3f} nats a token ({len(full)} seeds, sd {np.std(losses, ddof=1):.3f},"
@@ -130,7 +130,7 @@ def write_report(runs: Sequence[Run], size: Mapping[str, Any], here: Path) -> No
     (here / "results" / "sft_quality.json").write_text(json.dumps(told) + "\n")
     command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
     lines = [
-        "### Fine-tuning selection: held-out loss at equal trained tokens",
+        "## Fine-tuning selection: held-out loss at equal trained tokens",
         "",
         f"`{command}` ({machine}; {versions}). "
         + ", ".join(f"{key} {value}" for key, value in size.items())
