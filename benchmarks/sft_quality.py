@@ -20,7 +20,6 @@ import argparse
 import gzip
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -210,11 +209,9 @@ def signals_of(
     warmed: LlamaForCausalLM,
     reference: LlamaForCausalLM,
     samples: Sequence[Sample],
-) -> tuple[Signals, Signals, float]:
-    """Token signals (T rows), sample signals (N rows), seconds of the warmed model's pass."""
-    began = time.perf_counter()
+) -> tuple[Signals, Signals]:
+    """Token signals (T rows) and sample signals (N rows)."""
     now = token_arrays(warmed, samples)
-    seconds = time.perf_counter() - began
     ids = np.arange(1, len(samples) + 1, dtype=np.int64)
     sample = ids[now["row"]]
     tokens = Signals(
@@ -251,7 +248,7 @@ def signals_of(
             ).astype(np.float32),
         }
     )
-    return tokens, per_sample, seconds
+    return tokens, per_sample
 
 
 def by_samples(samples: Sequence[Sample], selection: Selection, budget: float) -> list[np.ndarray]:
@@ -343,7 +340,7 @@ def one_seed(
     fit = {"epochs": size.epochs, "rows": size.rows, "rate": size.rate, "seed": seed}
     train(warmed, pool[: len(pool) // 5], **fit)
     train(reference, clean, **fit)
-    tokens, rows, seconds = signals_of(base, warmed, reference, pool)
+    tokens, rows = signals_of(base, warmed, reference, pool)
     for (method, budget), key in keys.items():
         if key in done:
             continue
@@ -370,7 +367,6 @@ def one_seed(
             "pool_tokens": sum(s.tokens for s in pool),
             "steps": steps,
             "seconds": round(took, 2),
-            "scoring_seconds": round(seconds, 2),
             "loss_sum": losses[:, 0].round(4).tolist(),
             "loss_count": losses[:, 1].astype(int).tolist(),
         }

@@ -111,13 +111,7 @@ def table(runs: Sequence[Run], name: str) -> list[str]:
                 f" | {np.std(losses, ddof=1):.3f} | {control} | {word}"
                 f" | {point:+.3f} [{low:+.3f}, {high:+.3f}] |"
             )
-    share = np.mean([r["scoring_seconds"] / r["seconds"] for r in full])
-    lines += [
-        "",
-        f"Scoring (loss and entropy of every trained token of the pool) took {share:.0%} of the"
-        " time of an epoch of full training on the same tokens.",
-        "",
-    ]
+    lines.append("")
     return lines
 
 
@@ -126,9 +120,15 @@ def write_report(runs: Sequence[Run], size: Mapping[str, Any], here: Path) -> No
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     versions += f", transformers {transformers.__version__}"
-    told = {"machine": machine, "versions": versions, "size": dict(size), "runs": list(runs)}
-    (here / "results" / "sft_quality.json").write_text(json.dumps(told) + "\n")
-    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip()
+    shown = [
+        {key: value for key, value in run.items() if not isinstance(value, list)}
+        | {"loss": mean_loss(run)}
+        for run in runs
+    ]
+    told = {"machine": machine, "versions": versions, "size": dict(size), "runs": shown}
+    (here / "results" / "sft_quality.json").write_text(json.dumps(told, indent=1) + "\n")
+    given = [word for word in sys.argv[1:] if word != "--report-only"]
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(given)}".strip()
     lines = [
         "## Fine-tuning selection: held-out loss at equal trained tokens",
         "",

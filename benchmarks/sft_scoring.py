@@ -27,12 +27,14 @@ from sft_lm import Sample, make_model, make_tokenizer, train
 from prunery.pipelines.builtin_chats import builtin_chats
 from prunery.pipelines.sft_signals import rows_of_signals
 from prunery.pipelines.sft_tables import SIGNAL_COLUMNS, TOKEN_SIGNALS, TOKENS
+from prunery.pipelines.steps.token_signals import TokenSignalsOptions
 from prunery.pipelines.token_scoring import score_samples
 from prunery.pruners.models.causal import load_causal
 from prunery.pruners.signals.tokens import PromptAttention
 from prunery.pruners.token.qtuning import QTuning
 
 HERE = Path(__file__).resolve().parent
+BATCH = TokenSignalsOptions().tokens_a_batch
 SCHEMA = pa.schema([*TOKEN_SIGNALS, *SIGNAL_COLUMNS["loss"]])
 
 
@@ -78,14 +80,17 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         tail = [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
         ids = np.array([*head, *tail][: given.length], np.int64)
         samples.append(Sample(ids, np.arange(len(ids)) >= len(head)))
-    model = make_model(
-        given.vocabulary,
-        hidden=given.hidden,
-        layers=given.layers,
-        length=given.length,
-        seed=given.seed,
-    )
-    steps, seconds = train(model, samples, epochs=1, rows=8, rate=5e-4, seed=given.seed)
+    epochs = []
+    for _ in range(given.repeats):
+        model = make_model(
+            given.vocabulary,
+            hidden=given.hidden,
+            layers=given.layers,
+            length=given.length,
+            seed=given.seed,
+        )
+        steps, seconds = train(model, samples, epochs=1, rows=8, rate=5e-4, seed=given.seed)
+        epochs.append(seconds)
     table = tokens_table(samples)
     made: dict[str, Any] = {
         "command": fresh.command(__file__),
@@ -96,7 +101,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "tokens": int(sum(len(s.ids) for s in samples)),
         "targets": int(sum(s.tokens for s in samples)),
         "steps": steps,
-        "epoch_seconds": seconds,
+        "epoch_seconds": epochs,
         "scoring": {},
     }
     kept, losses = {}, {}
@@ -113,7 +118,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
                     {"model": folder},
                     lambda _, loaded=loaded: loaded,
                     SCHEMA.names,
-                    tokens_a_batch=4096,
+                    tokens_a_batch=BATCH,
                     attention=PromptAttention(),
                 )
                 taken.append(time.perf_counter() - began)
@@ -130,7 +135,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 
 def section(made: dict[str, Any]) -> str:
     """The table for RESULTS.md."""
-    where, epoch = made["machine"], made["epoch_seconds"]
+    where, epochs = made["machine"], made["epoch_seconds"]
+    epoch = statistics.median(epochs)
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     lines = [
         "## Scoring beside training",
@@ -140,7 +146,8 @@ def section(made: dict[str, Any]) -> str:
         f"{where['processor']}, {where['threads']} threads, Python {where['python']}, {versions}."
         f" Seed {made['seed']}; {made['size']}, {made['parameters'] / 1e6:.1f} M parameters;"
         f" {made['tokens']:,} tokens, {made['targets']:,} of them trained. One epoch of full"
-        f" fine-tuning in float32: {made['steps']} steps, {epoch:.1f} s.",
+        f" fine-tuning in float32: {made['steps']} steps, {epoch:.1f} s (median;"
+        f" {min(epochs):.1f} to {max(epochs):.1f}).",
         "",
         "| scoring in | seconds (median) | low to high | share of the epoch |",
         "|---|---:|---:|---:|",

@@ -49,8 +49,9 @@ class TokenSignalsOptions(StepOptions):
         Samples in a shard at most, the work that is redone after a failure.
     tokens_a_batch
         Padded tokens in a batch at most; samples of like length go together. A longer sample
-        goes alone. This and `rows_a_shard` decide the shapes of matrix products, and so the
-        last bits of the numbers (differences of about 1e-5 nats in float32): they enter the key.
+        goes alone. A GPU wants more of them, a CPU no more than its cache holds. This and
+        `rows_a_shard` decide the shapes of matrix products, and so the last bits of the numbers
+        (differences of about 1e-5 nats in float32): they enter the key.
     device, dtype
         Of the models. `dtype` changes numbers and enters the key, `device` does not.
     """
@@ -63,7 +64,7 @@ class TokenSignalsOptions(StepOptions):
     layer: int = -1
     exclude_sink: int = Field(default=0, ge=0)
     rows_a_shard: int = Field(default=256, ge=1, le=1_000_000)
-    tokens_a_batch: int = Field(default=4096, ge=1)
+    tokens_a_batch: int = Field(default=2048, ge=1)
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
