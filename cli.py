@@ -242,13 +242,19 @@ def ls(store: StoreOption = None, as_json: JsonOption = False) -> None:
 def show(
     table: TableArgument,
     rows: Annotated[int, typer.Option(min=0, help="How many rows to show.")] = 5,
+    rejects: Annotated[
+        bool, typer.Option("--rejects", help="Rejected rows, with their reasons.")
+    ] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a table's manifest and its first rows."""
     opened = _store(store)
     manifest = opened.manifest(table)
-    first = _first_rows(opened, manifest, rows)
+    if rejects:
+        first = opened.table(manifest.key).rejects().slice(0, rows).to_pylist()
+    else:
+        first = _first_rows(opened, manifest, rows)
     if as_json:
         _print_json({"manifest": _plain(manifest), "rows": first})
         return

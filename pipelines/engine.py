@@ -234,7 +234,13 @@ def _run(
         if writer.committed:
             context.progress.start(name, 0)
             manifest = context.store.manifest(writer.key)
-            _check_share(manifest.rejected, manifest.rows, context.bad_rows, name)
+            _check_share(
+                manifest.rejected,
+                manifest.rows,
+                context.bad_rows,
+                name,
+                lambda most: context.store.table(writer.key).reject_reasons(most),
+            )
             context.store.point(name, writer.key)
             context.progress.finish()
             return manifest
@@ -260,7 +266,7 @@ def _run(
             for shard in pending:
                 _one_shard(spec, job, shard, writer)
                 context.progress.advance()
-        _check_share(*writer.tally(), context.bad_rows, name)
+        _check_share(*writer.tally(), context.bad_rows, name, writer.reject_reasons)
         if spec.finish is not None:
             spec.finish(job, writer)
         manifest = writer.commit(notes=dict(plan.notes))
@@ -367,13 +373,16 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _check_share(rejected: int, rows: int, allowed: float, name: str) -> None:
+def _check_share(
+    rejected: int, rows: int, allowed: float, name: str, reasons: Callable[[int], list[str]]
+) -> None:
     total = rejected + rows
     if rejected and rejected > allowed * total:
+        first = "".join(f"\n  {reason}" for reason in reasons(3))
         raise InputError(
             f"step `{name}` rejected {rejected} of {total} rows, more than the share of"
-            f" {allowed:g} that the recipe allows. Look at the rejects with their reasons, mend"
-            " the input, or raise `bad_rows`."
+            f" {allowed:g} that the recipe allows. Mend the input, or raise `bad_rows`. The first"
+            f" of them:{first}"
         )
 
 

@@ -117,6 +117,11 @@ class Table:
         batches = list(self._batches(self.manifest.rejects, None, None))
         return pa.Table.from_batches(batches, schema=rejects_schema())
 
+    def reject_reasons(self, most: int) -> list[str]:
+        """Return why the first rows were rejected, `most` of them at most."""
+        reasons: list[str] = self.rejects().column("reason").to_pylist()[:most]
+        return reasons
+
     def attachment(self, name: str) -> Path:
         """Return the local path of an attached file, which may be mapped into memory.
 

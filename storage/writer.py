@@ -21,6 +21,7 @@ from .ids import canonical_json, file_digest
 from .journal import Journal, total
 from .locks import FileLock, held
 from .manifest import Attachment, Kind, Manifest
+from .parquet import PartReader
 from .rowhash import RowHash, table_digest
 from .shard import Entry, ShardWriter, disk_errors
 
@@ -241,6 +242,16 @@ class TableWriter:
         entries = self._journal.read().values()
         rejected = sum(entry["rejects"]["rows"] for entry in entries if entry["rejects"])
         return rejected, sum(entry["part"]["rows"] for entry in entries)
+
+    def reject_reasons(self, most: int) -> list[str]:
+        """Return why the first rows were rejected, `most` of them at most, before the commit."""
+        found: list[str] = []
+        for entry in self._journal.read().values():
+            if entry["rejects"] and len(found) < most:
+                reader = PartReader(self._backend, layout.table(self.key), entry["rejects"])
+                for batch in reader.batches(["reason"], None):
+                    found += batch.column("reason").to_pylist()[: most - len(found)]
+        return found
 
     # -- attachments and commit ----------------------------------------------------------------
 
