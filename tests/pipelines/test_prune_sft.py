@@ -53,6 +53,7 @@ def test_a_token_method_decides_about_tokens_and_so_about_samples(store):
     assert found[13]["reason"] == "redundant"
     assert found[14]["reason"] == "noise"
     assert found[13]["token_keep"] == [False]
+    assert [found[i]["weight"] for i in IDS] == [1.0, 1.0, 0.0, 0.0]
 
 
 def test_the_plane_stands_beside_the_decision(store):
