@@ -12,8 +12,9 @@ import pyarrow as pa
 from ..pruners.contract import Array, Pruner, Selection, Signals
 from ..pruners.strata import stratified
 from ..pruners.token.qtuning import QTuning
-from .sft_signals import Bools, Ints, SftRows, flat, lists
+from .sft_signals import Bools, Ints, SftRows, lists
 from .sft_tables import DECISION
+from .tables import flat
 
 BEFORE = "dropped_before"
 

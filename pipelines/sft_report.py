@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..pruners import rules
+from ..pruners.token import plane
 from . import svg
 from .report import Chart, fates
-from .sft_signals import Bools, Ints, flat
+from .sft_signals import Bools, Ints
+from .tables import flat
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -63,14 +66,13 @@ def _card(label: str, whole: int, left: int, word: str) -> dict[str, str]:
     return {"label": label, "value": f"{whole:,} → {left:,}", "note": share}
 
 
-def correlation(a: Floats, b: Floats) -> float:
+def correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
     """Pearson's r; 0 where one of them does not vary."""
-    if len(a) < 2 or not np.ptp(a) or not np.ptp(b):
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    found = plane.correlation(a, b)
+    return 0.0 if math.isnan(found) else found
 
 
-def _column(decision: pa.Table, name: str) -> Floats | None:
+def _column(decision: pa.Table, name: str) -> npt.NDArray[np.float64] | None:
     column = decision.column(name)
     if column.null_count:
         return None

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from ..errors import InputError
 from ..pruners.contract import SIGNALS, Array, Pruner, Signals
-from ..pruners.ragged import token_ids
-from .tables import vectors_of
+from ..pruners.ragged import segment_mean, token_ids
+from .tables import flat, vectors_of
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -101,12 +101,7 @@ class SftRows:
             return self.samples.get(name)
         if source not in self.tokens:
             return None
-        sums = np.add.reduceat(
-            np.append(self.tokens[source].astype(np.float64), 0.0), self.offset[:-1]
-        )
-        counts = self.counts
-        made = np.where(counts > 0, sums, 0.0) / np.maximum(counts, 1)
-        return made.astype(np.float32)
+        return segment_mean(self.tokens[source], self.offset).astype(np.float32)
 
 
 def known_signals(columns: Iterable[str], given: Iterable[str] = ()) -> set[str]:
@@ -184,16 +179,6 @@ def _number(record: Any, key: str, source: str) -> float:
             f" {value!r}. Mend the row, or leave it out before reading."
         )
     return float(value)
-
-
-def flat(column: pa.ChunkedArray | pa.Array) -> tuple[Ints, Array]:
-    """Borders (N + 1,) int64 and values of a list column."""
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
-    counts = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
-    offset = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return offset, np.concatenate(values) if values else np.zeros(0)
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:

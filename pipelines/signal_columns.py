@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from ..pruners.contract import SIGNALS, Array, Pruner, Signals
-from .tables import vectors_of
+from .tables import flat, vectors_of
 
 
 def columns_for(pruner: Pruner, present: Sequence[str]) -> list[str]:
@@ -30,19 +29,7 @@ def signals_from(rows: pa.Table, columns: Sequence[str]) -> Signals:
         if spec is not None and spec.shape == "N,d":
             arrays[name] = vectors_of(column)
         elif spec is not None and spec.ragged_by:
-            offsets, values = _ragged(column, np.dtype(spec.dtype))
-            arrays[name] = values
-            arrays[spec.ragged_by] = offsets
+            arrays[spec.ragged_by], arrays[name] = flat(column)
         else:
             arrays[name] = column.to_numpy(zero_copy_only=False)
     return Signals(arrays)
-
-
-def _ragged(column: pa.ChunkedArray, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
-    offsets = [np.zeros(1, np.int64)]
-    values: list[Array] = []
-    for chunk in column.chunks:
-        lengths = chunk.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
-        offsets.append(offsets[-1][-1] + np.cumsum(lengths))
-        values.append(chunk.flatten().to_numpy(zero_copy_only=False))
-    return np.concatenate(offsets), (np.concatenate(values) if values else np.zeros(0, dtype))

@@ -61,6 +61,16 @@ def vectors_of(column: pa.ChunkedArray | pa.FixedSizeListArray) -> npt.NDArray[n
     return np.asarray(flat, np.float32).reshape(-1, width)
 
 
+def flat(column: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any]]:
+    """Borders (N + 1,) int64 and values of a list column."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in chunks]
+    counts = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    values = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in chunks]
+    offset = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return offset, np.concatenate(values) if values else np.zeros(0)
+
+
 def in_order(table: pa.Table, by: Sequence[str]) -> pa.Table:
     """Rows sorted by columns, ascending, ties in the order given."""
     return table.take(pc.sort_indices(table, sort_keys=[(name, "ascending") for name in by]))

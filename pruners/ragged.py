@@ -43,6 +43,17 @@ def group_mean(
     return np.asarray(sums / np.maximum(counts, 1), np.float64)
 
 
+def segment_mean(values: Reals, offset: IntArray) -> Float64Array:
+    """Mean of each segment values[offset[i]:offset[i + 1]], (S,) float64; 0 for empty ones."""
+    sizes = np.diff(offset)
+    means = np.zeros(len(sizes))
+    filled = np.flatnonzero(sizes)
+    if filled.size:
+        sums = np.add.reduceat(values.astype(np.float64), offset[filled])
+        means[filled] = sums / sizes[filled]
+    return means
+
+
 @dataclass(frozen=True, slots=True)
 class Grouped:
     """N rows put into the order of (group, place in it), and the G groups that they form.

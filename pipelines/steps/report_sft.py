@@ -13,8 +13,8 @@ from ...storage import Table, TableWriter
 from .. import report, sft_report
 from ..causal_files import causal_source
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
-from ..sft_signals import Bools, flat
-from ..tables import rows_by_id
+from ..sft_signals import Bools
+from ..tables import flat, rows_by_id
 
 _TOKENS_READ = 2_000_000  # for the histogram of losses; more change no bar that can be seen
 _TOKENS_AN_EXAMPLE = 1500

@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import InputError, ModelError
 from ..context.packing import Frame, Packed, Pair, Span, TokenSource, pack
 from ..contract import Array, FloatArray, IntArray, Signals
+from ..ragged import segment_mean
 
 LOGIT_WITHOUT_TEXT = np.float32(-100.0)
 """Ranking score of a passage without a single token: no model ran, and it ranks last."""
@@ -382,30 +383,20 @@ def _sigmoid(logit: FloatArray) -> FloatArray:
     return (0.5 * (1.0 + half)).astype(np.float32)
 
 
-def segment_mean(values: FloatArray, offset: IntArray) -> FloatArray:
-    """Mean of each segment values[offset[i]:offset[i + 1]], (S,) float32; 0 for empty ones."""
-    sizes = np.diff(offset)
-    means = np.zeros(len(sizes), np.float32)
-    filled = np.flatnonzero(sizes)
-    if filled.size:
-        sums = np.add.reduceat(values.astype(np.float64), offset[filled])
-        means[filled] = np.clip(sums / sizes[filled], 0.0, 1.0)
-    return means
-
-
 def _gather(made: _Scored, place: IntArray, question: IntArray) -> ContextSignals:
     """Results of distinct pairs laid out for the pairs as they were given."""
     if len(place) == len(made.relevance) and (place == np.arange(len(place))).all():
         packed, token = made.packed, made.tokens
     else:
         packed, token = _repeat(made.packed, made.tokens, place)
+    mean = segment_mean(token, packed.token_offset)
     return ContextSignals(
         question=question,
         relevance_logit=made.relevance[place],
         blocks=made.blocks[place],
         title_keep_probability=made.title[place],
         packed=packed,
-        keep_probability=segment_mean(token, packed.token_offset),
+        keep_probability=np.clip(mean, 0.0, 1.0).astype(np.float32),
         token_keep_probability=token,
     )
 
