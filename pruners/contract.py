@@ -209,6 +209,101 @@ SIGNALS: dict[str, SignalSpec] = {
         "float32", "given", "higher is kept", doc="A complexity score, given."
     ),
     "rating": SignalSpec("float32", "given", "higher is kept", doc="A rater's score, given."),
+    # Rows of a labelled data set. Trajectories are (N, runs * epochs): the epochs of the first
+    # run in order, then those of the next; all are taken after each epoch, in evaluation mode.
+    "label": SignalSpec("int64", "class", "none", low=0, doc="Code of the class, as labelled."),
+    "group": SignalSpec("int64", "group", "none", low=0, doc="Code of the row's group."),
+    "true_probability": SignalSpec(
+        "float32",
+        "probability",
+        "higher is easier",
+        shape="N,d",
+        low=0,
+        high=1.0001,
+        doc="Probability of the labelled class after each epoch.",
+    ),
+    "margin": SignalSpec(
+        "float32",
+        "logit",
+        "higher is easier",
+        shape="N,d",
+        doc="Logit of the labelled class minus the highest other, after each epoch.",
+    ),
+    "correct": SignalSpec(
+        "bool", "flag", "true is easier", shape="N,d", doc="The labelled class was predicted."
+    ),
+    "el2n": SignalSpec(
+        "float32",
+        "probability",
+        "higher is harder",
+        shape="N,d",
+        low=0,
+        high=1.4144,
+        doc="Euclidean length of (probabilities - one-hot label) after each epoch.",
+    ),
+    "gradient_norm": SignalSpec(
+        "float32",
+        "nats a parameter",
+        "higher is harder",
+        shape="N,d",
+        low=0,
+        doc="Euclidean length of the loss's gradient at this row alone, after each epoch.",
+    ),
+    "probability_change": SignalSpec(
+        "float32",
+        "nats",
+        "higher is less settled",
+        shape="N,d",
+        low=0,
+        doc="Sum over classes of |p' log(p' / p)| from an epoch (p) to the next (p'); one value"
+        " fewer a run than epochs.",
+    ),
+    "difficulty": SignalSpec(
+        "float32", "given", "higher is harder", doc="One number of how hard a row is."
+    ),
+    "cluster": SignalSpec(
+        "int64", "cluster", "none", low=0, doc="k-means cluster of the row's embedding."
+    ),
+    "centroid_distance": SignalSpec(
+        "float32",
+        "cosine distance",
+        "higher is less typical",
+        low=0,
+        high=2.0001,
+        doc="1 - cosine of the row's embedding and the centre of its cluster.",
+    ),
+    "neighbour": SignalSpec(
+        "int64",
+        "content hash",
+        "none",
+        shape="N,d",
+        doc="Ids of the k nearest other rows, nearest first; -1 where there are fewer.",
+    ),
+    "neighbour_distance": SignalSpec(
+        "float32",
+        "Euclidean distance",
+        "lower is nearer",
+        shape="N,d",
+        low=0,
+        doc="Distance to each of them; 0 where there is none.",
+    ),
+    "shapley": SignalSpec(
+        "float32",
+        "accuracy",
+        "higher is kept",
+        doc="KNN-Shapley: the row's share of a k-nearest-neighbour classifier's accuracy.",
+    ),
+    "memorisation": SignalSpec(
+        "float32",
+        "probability",
+        "higher is harder",
+        low=-1.0001,
+        high=1.0001,
+        doc="Feldman and Zhang's memorisation of the row, estimated elsewhere and imported.",
+    ),
+    "influence": SignalSpec(
+        "float32", "given", "higher is kept", doc="Influence on held-out rows, imported."
+    ),
 }
 
 

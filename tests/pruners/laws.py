@@ -29,12 +29,12 @@ def make_signals(method, n, *, seed=0, ties=False):
             starts = np.flatnonzero(np.diff(groups, prepend=-1)) if n else np.zeros(0, int)
             sizes = np.diff(np.append(starts, n))
             arrays[name] = np.arange(n) - np.repeat(starts, sizes)
+        elif spec.shape == "N,d" and name != "embedding":
+            arrays[name] = _matrix(name, spec, ids, rng, ties)
         elif spec.shape == "N,d":
             vectors = rng.standard_normal((n, 8)).astype(np.float32)
             if ties:
                 vectors = np.sign(vectors[:, :1]) * np.eye(8, dtype=np.float32)[:1]
-            if spec.low == 0:
-                vectors = np.abs(vectors)
             arrays[name] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         elif spec.shape == "N+1":
             arrays[name] = np.concatenate([[0], np.cumsum(rng.integers(0, 6, size=n))])
@@ -48,6 +48,26 @@ def make_signals(method, n, *, seed=0, ties=False):
             borders = arrays[spec.ragged_by]
             arrays[name] = _ragged(spec, borders, rng, ties)
     return Signals(arrays)
+
+
+EPOCHS = 12
+
+
+def _matrix(name, spec, ids, rng, ties):
+    """A trajectory of 12 epochs, or 4 neighbours of each row."""
+    n = len(ids)
+    if name == "neighbour":
+        steps = np.arange(1, 5)
+        return np.where(steps < n, ids[(np.arange(n)[:, None] + steps) % max(n, 1)], -1)
+    if name == "neighbour_distance":
+        return np.where(ties, 0.5, rng.uniform(0.1, 2.0, (n, 4))).astype(np.float32)
+    if spec.dtype == "bool":
+        return rng.random((n, EPOCHS)) < 0.6
+    low, high = max(spec.low, -4.0), min(spec.high, 4.0)
+    values = rng.uniform(low, high, (n, EPOCHS))
+    if ties:
+        values = np.where(rng.random((n, 1)) < 0.5, 0.25, 0.75) * np.ones(EPOCHS)
+    return values.astype(np.float32)
 
 
 def _places(groups, n, rng):
