@@ -84,3 +84,46 @@ def neighbours(k: int) -> pa.Schema:
             _wide("neighbour_distance", k),  # Euclidean, of unit vectors
         ]
     )
+
+
+# One row for a student: a fraction of the rows, how they were taken, with or without a teacher.
+STUDENTS = pa.schema(
+    [
+        _field("id", pa.int64()),
+        _field("fraction", pa.float32()),  # share of the training rows kept
+        _field("selection", pa.string()),  # random, chosen or full
+        _field("distilled", pa.bool_()),
+        _field("seed", pa.int32()),
+        _field("alpha", pa.float32()),  # weight of the teacher's part of the loss
+        _field("temperature", pa.float32()),
+        _field("rows", pa.int32()),
+        _field("steps", pa.int32()),  # of the optimiser
+        _field("accuracy", pa.float32()),  # on the test split
+        _field("worst_class_accuracy", pa.float32()),
+        _field("seconds", pa.float32()),
+    ]
+)
+# One row for a short training with one alpha.
+ALPHAS = pa.schema(
+    [
+        _field("id", pa.int64()),
+        _field("fraction", pa.float32()),
+        _field("selection", pa.string()),
+        _field("alpha", pa.float32()),
+        _field("accuracy", pa.float32()),  # on the held-out part of the kept rows
+        _field("seed", pa.int32()),
+        _field("used", pa.bool_()),  # the alpha that the students of this line are trained with
+    ]
+)
+# One row for a score: how well it finds labels that are known to be wrong.
+NOISE = pa.schema(
+    [
+        _field("id", pa.int64()),
+        _field("score", pa.string()),
+        _field("higher_is", pa.string()),  # harder
+        _field("auc", pa.float32()),  # NaN where no label, or every label, is wrong
+        _field("found", pa.int32()),  # wrong labels among the rows looked at
+        _field("planted", pa.int32()),
+        _field("looked", pa.int32()),  # the hardest rows, as many as were planted
+    ]
+)
