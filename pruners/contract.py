@@ -580,3 +580,9 @@ def check_count(name: str, value: int, *, low: int = 0) -> None:
     """Refuse a count below `low`."""
     if value < low:
         raise InputError(f"`{name}` must be at least {low}; found {value}.")
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the allowed ones."""
+    if value not in allowed:
+        raise InputError(f"`{name}` must be one of {', '.join(allowed)}; found {value!r}.")

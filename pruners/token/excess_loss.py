@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from ..contract import Budget, Scope, Selection, Signals, Unit, check_fraction
-from .share import check_choice, excess, keep_share, keep_share_of_table
+from ..contract import Budget, Scope, Selection, Signals, Unit, check_choice, check_fraction
+from .share import excess, keep_share, keep_share_of_table
 
 Over = Literal["sample", "table"]
 

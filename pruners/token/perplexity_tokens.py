@@ -7,8 +7,8 @@ from typing import ClassVar, Literal, get_args
 
 import numpy as np
 
-from ..contract import Budget, Scope, Selection, Signals, Unit, check_fraction
-from .share import check_choice, keep_share
+from ..contract import Budget, Scope, Selection, Signals, Unit, check_choice, check_fraction
+from .share import keep_share
 
 Direction = Literal["drop_highest", "drop_lowest"]
 

@@ -16,6 +16,7 @@ from ..contract import (
     Selection,
     Signals,
     Unit,
+    check_choice,
     check_count,
     check_fraction,
     empty_selection,
@@ -32,7 +33,7 @@ from .plane import (
     decide,
     pools,
 )
-from .share import check_choice, held_by, protected_tokens
+from .share import held_by, protected_tokens
 
 TokenBudget = Literal["per_sample", "pool"]
 Direction = Literal["drop_highest", "drop_lowest"]

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import InputError
 from .. import rules
 from ..contract import BoolArray, FloatArray, IntArray, Selection, Signals
-
-
-def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the allowed ones."""
-    if value not in allowed:
-        raise InputError(f"`{name}` must be one of {', '.join(allowed)}; found {value!r}.")
 
 
 def protected_tokens(signals: Signals, wanted: bool) -> BoolArray:
