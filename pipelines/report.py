@@ -16,7 +16,7 @@ from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
 from .._version import __version__
-from ..storage import Manifest
+from ..storage import Manifest, Table
 from . import svg
 from .engine import Job
 from .run_totals import fate, totals
@@ -39,7 +39,8 @@ class Chart:
 class ReportData:
     """All that the page shows, in plain words and numbers.
 
-    `template` says how `rows` and `examples` are shown; the frame around them is the same.
+    `template` says how `rows`, `examples` and `more` (what one kind of page alone has) are
+    shown; the frame around them is the same. `pictures` lets the page show `data:` images.
     """
 
     title: str
@@ -57,6 +58,8 @@ class ReportData:
     models: list[tuple[str, str]]
     libraries: str
     template: str = "report.html"
+    more: Mapping[str, Any] = field(default_factory=dict)
+    pictures: bool = False
     version: str = field(default=__version__)
 
 
@@ -234,12 +237,34 @@ def score_chart(
     )
 
 
+def before_after(label: str, whole: int, left: int, word: str) -> dict[str, str]:
+    """A card of how many there were and how many are left."""
+    share = f"{left / whole:.1%} {word}" if whole else "nothing"
+    return {"label": label, "value": f"{whole:,} → {left:,}", "note": share}
+
+
 def fates(kept: int, dropped: int) -> list[dict[str, str]]:
     """The legend of a histogram of kept and dropped rows."""
     return [
         {"cls": "kept", "name": f"kept ({kept:,})"},
         {"cls": "dropped", "name": f"dropped ({dropped:,})"},
     ]
+
+
+def frame(job: Job, decided: Table, title: str, about: str) -> dict[str, Any]:
+    """The fields of `ReportData` that every page fills alike, from the tables' manifests."""
+    made = decided.manifest.options
+    manifests = ancestry(job)
+    return {
+        "title": title,
+        "about": about,
+        "created": max(m.created for m in manifests)[:19].replace("T", " "),
+        "method": made["method"],
+        "settings": ", ".join(f"{key}={value}" for key, value in made["options"].items()),
+        "lineage": lineage_rows(manifests),
+        "models": sorted({(f"{m.name}: {k}", v) for m in manifests for k, v in m.models.items()}),
+        "libraries": libraries(manifests),
+    }
 
 
 def ancestry(job: Job) -> list[Manifest]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..pruners import rules
 from ..pruners.token import plane
 from . import svg
-from .report import Chart, fates
+from .report import Chart, before_after, fates
 from .sft_signals import Bools, Ints
 from .tables import flat
 
@@ -31,8 +31,8 @@ def cards(decision: pa.Table, domains: Sequence[str]) -> list[dict[str, str]]:
     kept_tokens = int(decision.column("kept_tokens").to_numpy().sum())
     alive = {name for name, kept in zip(domains, keep.tolist(), strict=True) if kept}
     made = [
-        _card("Samples", len(keep), int(keep.sum()), "kept"),
-        _card("Trained tokens", tokens, kept_tokens, "kept"),
+        before_after("Samples", len(keep), int(keep.sum()), "kept"),
+        before_after("Trained tokens", tokens, kept_tokens, "kept"),
         {
             "label": "Domains",
             "value": f"{len(alive)} of {len(set(domains))}",
@@ -59,11 +59,6 @@ def cards(decision: pa.Table, domains: Sequence[str]) -> list[dict[str, str]]:
             }
         )
     return made
-
-
-def _card(label: str, whole: int, left: int, word: str) -> dict[str, str]:
-    share = f"{left / whole:.1%} {word}" if whole else "nothing"
-    return {"label": label, "value": f"{whole:,} → {left:,}", "note": share}
 
 
 def correlation(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -11,16 +11,40 @@ from markupsafe import Markup, escape
 Point = tuple[float, float]
 _WIDTH, _HEIGHT = 480.0, 300.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 24.0, 14.0, 46.0
+_BESIDE = 5.0  # pixels between lines that share an x
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A named line; `slot` picks its colour, `mark` is one point shown large."""
+    """A named line; `slot` (0 to 5) picks its colour, `mark` is one point shown large.
+
+    `spread` has for each point half the length of an interval around its y, NaN for none; then
+    each point has a dot too, and the lines of a chart stand beside each other at an x that they
+    share.
+    """
 
     name: str
     points: Sequence[Point]
     slot: int
     mark: Point | None = None
+    spread: Sequence[float] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A y that lines are held against, drawn across the chart; `spread` as in `Series`."""
+
+    name: str
+    y: float
+    spread: float = math.nan
+
+
+def around(values: Iterable[float], limits: Point = (0.0, 1.0)) -> Point:
+    """The range of the finite values and a little more, within `limits`."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=limits[0]), max(finite, default=limits[1])
+    room = 0.06 * (high - low) or 0.01 * (limits[1] - limits[0])
+    return max(limits[0], low - room), min(limits[1], high + room)
 
 
 def line_chart(
@@ -32,27 +56,80 @@ def line_chart(
     x_range: tuple[float, float] = (0.0, 1.0),
     y_range: tuple[float, float] = (0.0, 1.0),
     percent_x: bool = True,
+    level: Level | None = None,
 ) -> Markup:
     """Lines over a grid, y in percent; `label` says in words what the chart shows."""
     frame = _Frame(x_range, y_range)
     parts = [_open(label)]
     parts.append(_grid(frame, x_label, y_label, _percent if percent_x else _number, _percent))
-    for line in series:
+    if level is not None:
+        parts.append(_level(frame, level))
+    with_spread = [number for number, line in enumerate(series) if len(line.spread)]
+    for number, line in enumerate(series):
+        aside = 0.0
+        if number in with_spread:
+            aside = _BESIDE * (with_spread.index(number) - (len(with_spread) - 1) / 2)
         shown = [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in shown)
+        path = " ".join(f"{frame.x(x) + aside:.1f},{frame.y(y):.1f}" for x, y in shown)
         parts.append(
             Markup('<polyline class="line s{}" points="{}"><title>{}</title></polyline>').format(
                 line.slot, path, line.name
             )
         )
+        if len(line.spread):
+            parts.append(_intervals(frame, line, aside))
         if line.mark is not None and all(map(math.isfinite, line.mark)):
-            parts.append(
-                Markup(
-                    '<circle class="dot s{}" r="5" cx="{:.1f}" cy="{:.1f}"><title>{}</title>'
-                ).format(line.slot, frame.x(line.mark[0]), frame.y(line.mark[1]), line.name)
-                + Markup("</circle>")
-            )
+            parts.append(_dot(frame, line, line.mark, 5, aside, line.name))
     parts.append(Markup("</svg>"))
+    return Markup("").join(parts)
+
+
+def _intervals(frame: _Frame, line: Series, aside: float) -> Markup:
+    """A dot for each point, and a bar over its interval."""
+    parts: list[Markup] = []
+    for (x, y), half in zip(line.points, line.spread, strict=True):
+        if not (math.isfinite(x) and math.isfinite(y)):
+            continue
+        words = f"{line.name}: {y:.1%}"
+        if math.isfinite(half):
+            words += f" ± {half:.1%}"
+            low, high = (frame.y(_within(end, frame.y_range)) for end in (y - half, y + half))
+            parts.append(
+                Markup('<path class="whisker s{}" d="M{:.1f},{:.1f}V{:.1f}"/>').format(
+                    line.slot, frame.x(x) + aside, low, high
+                )
+            )
+        parts.append(_dot(frame, line, (x, y), 3.5, aside, words))
+    return Markup("").join(parts)
+
+
+def _dot(
+    frame: _Frame, line: Series, place: Point, radius: float, aside: float, words: str
+) -> Markup:
+    return Markup(
+        '<circle class="dot s{}" r="{:g}" cx="{:.1f}" cy="{:.1f}"><title>{}</title></circle>'
+    ).format(line.slot, radius, frame.x(place[0]) + aside, frame.y(place[1]), words)
+
+
+def _level(frame: _Frame, level: Level) -> Markup:
+    left, right = frame.x(frame.x_range[0]), frame.x(frame.x_range[1])
+    y = frame.y(level.y)
+    parts: list[Markup] = []
+    if math.isfinite(level.spread):
+        ends = (level.y + level.spread, level.y - level.spread)
+        top, bottom = (frame.y(_within(end, frame.y_range)) for end in ends)
+        parts.append(
+            Markup(
+                '<rect class="band" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>'
+            ).format(left, top, right - left, bottom - top)
+        )
+    parts.append(
+        Markup('<line class="rule" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
+            left, right, y, y
+        )
+    )
+    # Above the line, or below it where the chart ends.
+    parts.append(_text(left + 6, y - 6 if y > _TOP + 18 else y + 15, "start", level.name))
     return Markup("").join(parts)
 
 
@@ -239,7 +316,7 @@ def _steps(low: float, high: float) -> list[float]:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:.0f} %"
+    return f"{value * 100:g} %"
 
 
 def _number(value: float) -> str:

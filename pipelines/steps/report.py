@@ -63,22 +63,14 @@ def finish(job: Job, writer: TableWriter) -> None:
     baselines = [
         name for name in BASELINES if any(row[f"answer_kept_{name}"] is not None for row in rows)
     ]
-    manifests = report.ancestry(job)
     data = report.ReportData(
-        title=options.title,
-        about=options.about,
-        created=max(m.created for m in manifests)[:19].replace("T", " "),
-        method=made["method"],
-        settings=", ".join(f"{key}={value}" for key, value in made["options"].items()),
+        **report.frame(job, decision, options.title, options.about),
         cards=report.cards(rows),
         charts=charts if rows else charts[-1:],
         rows=report.question_rows(rows, baselines),
         row_count=len(rows),
         baselines=baselines,
         examples=_examples(job, _chosen(rows, options.examples)),
-        lineage=report.lineage_rows(manifests),
-        models=sorted({(f"{m.name}: {k}", v) for m in manifests for k, v in m.models.items()}),
-        libraries=report.libraries(manifests),
     )
     writer.attach("report.html", report.render(data).encode("utf-8"))
 

@@ -60,24 +60,15 @@ def finish(job: Job, writer: TableWriter) -> None:
     decided = job.input("decision")
     decision = decided.to_table()
     domains = _domains(job, decision)
-    made = decided.manifest.options
-    manifests = report.ancestry(job)
     rows = sft_report.domain_rows(decision, domains)
     data = report.ReportData(
-        title=options.title,
-        about=options.about,
-        created=max(m.created for m in manifests)[:19].replace("T", " "),
-        method=made["method"],
-        settings=", ".join(f"{key}={value}" for key, value in made["options"].items()),
+        **report.frame(job, decided, options.title, options.about),
         cards=sft_report.cards(decision, domains),
         charts=sft_report.charts(decision, _losses(job)),
         rows=rows,
         row_count=len(rows),
         baselines=[],
         examples=_examples(job, decision, options.examples),
-        lineage=report.lineage_rows(manifests),
-        models=sorted({(f"{m.name}: {k}", v) for m in manifests for k, v in m.models.items()}),
-        libraries=report.libraries(manifests),
         template="sft_report.html",
     )
     writer.attach("report.html", report.render(data).encode("utf-8"))
