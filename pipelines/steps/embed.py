@@ -1,4 +1,4 @@
-"""Step `embed`: one unit vector a passage or chat, by sentence-transformers."""
+"""Step `embed`: one unit vector a passage, chat or text, by sentence-transformers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Mapping
 import pyarrow as pa
 from pydantic import Field
 
+from ...errors import RecipeError
 from ...storage import Table
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 from ..models import encoder, sentence_encoder
 
 _ROWS_A_BATCH = 1024
+# What is embedded of the rows of each step.
+_COLUMNS = {"chunk": ("title", "text"), "read_chats": ("messages",), "read_dataset": ("text",)}
 
 
 class EmbedOptions(StepOptions):
@@ -45,6 +48,12 @@ def plan(options: EmbedOptions, inputs: Mapping[str, Table], context: StepContex
             pa.field("embedding", pa.list_(pa.float32(), model.dimension), nullable=False),
         ]
     )
+    source = inputs["chunks"].manifest
+    if source.step == "read_dataset" and source.notes["kind"] != "text":
+        raise RecipeError(
+            f"embed needs rows of text; `{source.name}` holds rows of kind {source.notes['kind']}."
+            " Take the vectors of a teacher_outputs step instead."
+        )
     shards = inputs["chunks"].shards()
     identity = options.model_dump(exclude={"device", "encoder"})
     return Plan(
@@ -64,12 +73,12 @@ def shard(job: Job, index: int, out: Rows) -> None:
     model = sentence_encoder(str(encoder(options.encoder).path), options.device)
     source = job.input("chunks")
     kept = 0
-    chats = source.manifest.step == "read_chats"
-    columns = ["id", "messages"] if chats else ["id", "title", "text"]
+    step = source.manifest.step
+    columns = ["id", *_COLUMNS[step]]
     for batch in source.shard_batches(job.plan.payload[index], columns=columns):
         for start in range(0, batch.num_rows, _ROWS_A_BATCH):
             part = batch.slice(start, _ROWS_A_BATCH)
-            texts = _chats(part) if chats else _passages(part, options.title)
+            texts = _texts(step, part, options.title)
             vectors = model.encode(texts, batch_size=options.batch_size)
             values = pa.FixedSizeListArray.from_arrays(
                 pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
@@ -77,6 +86,15 @@ def shard(job: Job, index: int, out: Rows) -> None:
             out.write(pa.Table.from_arrays([part.column("id"), values], schema=job.plan.schema))
             kept += part.num_rows
     out.count(kept, {})
+
+
+def _texts(step: str, rows: pa.RecordBatch, titled: bool) -> list[str]:
+    if step == "read_chats":
+        return _chats(rows)
+    if step == "chunk":
+        return _passages(rows, titled)
+    texts: list[str] = rows.column("text").to_pylist()
+    return texts
 
 
 def _passages(rows: pa.RecordBatch, titled: bool) -> list[str]:
@@ -99,8 +117,8 @@ SPEC = StepSpec(
     name="embed",
     version=1,
     options=EmbedOptions,
-    inputs={"chunks": Slot(("chunk", "read_chats"))},
+    inputs={"chunks": Slot(tuple(_COLUMNS))},
     plan=plan,
     shard=shard,
-    about="One unit vector a passage or chat.",
+    about="One unit vector a passage, chat or text.",
 )
