@@ -11,17 +11,33 @@ from .context.lexrank import LexRank
 from .context.provence import Provence
 from .context.random_sentences import RandomSentences
 from .contract import Pruner
+from .sample.aum import Aum
+from .sample.ccs import Ccs
+from .sample.d2 import D2
 from .sample.deita import Deita
+from .sample.dual import Dual
+from .sample.dyn_unc import DynUnc
+from .sample.el2n import El2n
+from .sample.forgetting import Forgetting
+from .sample.grand import Grand
+from .sample.herding import Herding
 from .sample.ifd import Ifd
 from .sample.infobatch import InfoBatch
 from .sample.k_center import KCenter
+from .sample.knn_shapley import KnnShapley
 from .sample.longest import Longest
+from .sample.memorisation import Memorisation
+from .sample.moderate import Moderate
 from .sample.near_duplicate import NearDuplicate
 from .sample.perplexity_window import PerplexityWindow
+from .sample.prototypes import Prototypes
 from .sample.qurating import QuRating
 from .sample.random import Random
 from .sample.s2l import S2L
+from .sample.semdedup import SemDeDup
+from .sample.stratified_random import StratifiedRandom
 from .sample.superfiltering import Superfiltering
+from .sample.tdds import Tdds
 from .token.excess_loss import ExcessLoss
 from .token.perplexity_tokens import PerplexityTokens
 from .token.qtuning import QTuning
@@ -49,6 +65,22 @@ METHODS: dict[str, type[Pruner]] = {
     "perplexity_window": PerplexityWindow,
     "qurating": QuRating,
     "k_center": KCenter,
+    "stratified_random": StratifiedRandom,
+    "el2n": El2n,
+    "grand": Grand,
+    "forgetting": Forgetting,
+    "aum": Aum,
+    "memorisation": Memorisation,
+    "dyn_unc": DynUnc,
+    "tdds": Tdds,
+    "dual": Dual,
+    "ccs": Ccs,
+    "d2": D2,
+    "knn_shapley": KnnShapley,
+    "herding": Herding,
+    "moderate": Moderate,
+    "prototypes": Prototypes,
+    "semdedup": SemDeDup,
     # token
     "qtuning": QTuning,
     "sstoken": SsToken,
