@@ -100,7 +100,6 @@ STUDENTS = pa.schema(
         _field("steps", pa.int32()),  # of the optimiser
         _field("accuracy", pa.float32()),  # on the test split
         _field("worst_class_accuracy", pa.float32()),
-        _field("seconds", pa.float32()),
     ]
 )
 # One row for a short training with one alpha.
