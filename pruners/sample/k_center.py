@@ -8,21 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from .. import rules
-from ..contract import (
-    Budget,
-    FloatArray,
-    IntArray,
-    Scope,
-    Selection,
-    Signals,
-    Unit,
-    check_fraction,
-)
-
-# Above any cosine distance, which ends at 2.
-_FIRST = np.float32(3.0)
-# float32 unit vectors miss a cosine of 1 by a few ulps.
-_SAME = np.float32(1e-6)
+from ..contract import Budget, Scope, Selection, Signals, Unit, check_fraction
+from .farthest import farthest_first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +26,9 @@ class KCenter:
     greedy cover by integer programming; here it is greedy alone. Outliers are taken early: use
     it behind a quality filter.
 
-    Exact, ceil(keep * N) * N * d multiply-adds.
+    Exact, whatever the order of rows or the machine: see `farthest_first` for how distances are
+    rounded. At most ceil(keep * N) * N * d multiply-adds in matrix products, O(N) memory beside
+    the vectors, and one copy of them where the rows do not come in the order of their ids.
 
     Attributes
     ----------
@@ -64,8 +53,10 @@ class KCenter:
         n = len(ids)
         # In the order of ids: the first of equal distances is then the smallest id.
         order = np.argsort(ids)
-        vectors = np.ascontiguousarray(signals["embedding"][order])
-        chosen, distance, nearest = cover(vectors, rules.count_of(n, self.keep))
+        vectors = signals["embedding"]
+        if (np.diff(order) < 0).any():
+            vectors = vectors[order]
+        chosen, distance, nearest = farthest_first(vectors, rules.count_of(n, self.keep))
         keep = np.zeros(n, np.bool_)
         keep[order[chosen]] = True
         score = np.zeros(n, np.float32)
@@ -82,28 +73,3 @@ class KCenter:
             np.full(n, border, np.float32),
             np.where(keep, -1, rival),
         )
-
-
-def cover(vectors: FloatArray, count: int) -> tuple[IntArray, FloatArray, IntArray]:
-    """Choose `count` of N unit rows (N, d), each the furthest from those before it.
-
-    Returns the chosen positions in order (count,), the cosine distance of each row to the
-    rows chosen before it (chosen rows) or to all of them (N,) float32, and the chosen row
-    nearest to each row (N,) int64.
-    """
-    n = len(vectors)
-    distance = np.full(n, _FIRST, np.float32)
-    nearest = np.zeros(n, np.int64)
-    chosen = np.zeros(count, np.int64)
-    left = np.ones(n, np.bool_)
-    for step in range(count):
-        if step:
-            row = int(np.where(left, distance, -1.0).argmax())
-        else:
-            row = int((vectors @ vectors.mean(axis=0)).argmax())
-        chosen[step], left[row] = row, False
-        away = np.maximum(np.float32(1.0) - vectors @ vectors[row], 0.0)
-        away[away < _SAME] = 0.0
-        closer = left & (away < distance)
-        distance[closer], nearest[closer] = away[closer], row
-    return chosen, distance, nearest
