@@ -28,6 +28,7 @@ from typing import Any, Literal
 from ..errors import InputError
 from ..storage import canonical_json, row_id
 from . import builtin_chats, sources
+from .sources import RowProblem, shown
 
 ChatFormat = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "text"]
 
@@ -56,15 +57,6 @@ _CALL = "function_call"  # ShareGPT's role of an assistant that calls a tool
 # Keys of a message that templates read besides role, content and tool_calls.
 _MORE = ("name", "tool_call_id", "reasoning_content", "thinking")
 _ROWS_LOOKED_AT = 20
-
-
-class RowProblem(Exception):
-    """A row that is no chat: the key that is wrong, and why."""
-
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(reason)
-        self.key = key
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +116,11 @@ def scan_chats(
             digest, made = _builtin_pieces()
         else:
             found = sources.scan([path], piece_bytes=piece_bytes, suffixes=sources.ROW_SUFFIXES)
-            digest, made = found.digest, _named_apart(found.pieces, names)
+            digest = found.digest
+            made = [
+                replace(piece, name=sources.name_apart(piece.name, piece.path, names))
+                for piece in found.pieces
+            ]
             skipped.extend(found.skipped)
         whole.update(f"{digest};".encode())
         pieces.extend(_with_formats(made, format))
@@ -142,18 +138,6 @@ def _builtin_pieces() -> tuple[str, list[sources.Piece]]:
         )
         row += len(chats)
     return hashlib.sha256(text.encode()).hexdigest(), pieces
-
-
-def _named_apart(pieces: Sequence[sources.Piece], names: dict[str, str]) -> list[sources.Piece]:
-    """Pieces whose names differ where their paths do; `names` is name to path, and grows."""
-    made = []
-    for piece in pieces:
-        name, count = piece.name, 1
-        while names.setdefault(name, piece.path) != piece.path:
-            count += 1
-            name = f"{piece.name} ({count})"
-        made.append(replace(piece, name=name))
-    return made
 
 
 def _with_formats(
@@ -279,7 +263,7 @@ def _domain(record: Mapping[str, Any], field: str | None) -> str:
     if value is None:
         return ""
     if not isinstance(value, str | int):
-        raise RowProblem(field, f"expected the name of a domain; found {_shown(value)}.")
+        raise RowProblem(field, f"expected the name of a domain; found {shown(value)}.")
     return _whole(str(value), field)
 
 
@@ -324,11 +308,11 @@ def _of_alpaca(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     made = _system(record)
     history = record.get("history") or []
     if not isinstance(history, list):
-        raise RowProblem("history", f"expected a list of pairs; found {_shown(history)}.")
+        raise RowProblem("history", f"expected a list of pairs; found {shown(history)}.")
     for place, pair in enumerate(history):
         key = f"history[{place}]"
         if not isinstance(pair, list) or len(pair) != 2:
-            raise RowProblem(key, f"expected a pair of texts; found {_shown(pair)}.")
+            raise RowProblem(key, f"expected a pair of texts; found {shown(pair)}.")
         made += [
             _message("user", _filled(pair[0], key)),
             _message("assistant", _filled(pair[1], key)),
@@ -361,13 +345,13 @@ def _system(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _turns(value: Any, key: str, wanted: str = "a list of messages") -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise RowProblem(key, f"expected {wanted}; found {_shown(value)}.")
+        raise RowProblem(key, f"expected {wanted}; found {shown(value)}.")
     return [_turn(turn, f"{key}[{place}]") for place, turn in enumerate(value)]
 
 
 def _turn(turn: Any, key: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
-        raise RowProblem(key, f"expected a message with role and content; found {_shown(turn)}.")
+        raise RowProblem(key, f"expected a message with role and content; found {shown(turn)}.")
     by, says = ("from", "value") if "from" in turn else ("role", "content")
     spoken = turn.get(by)
     if spoken == _CALL:
@@ -376,7 +360,7 @@ def _turn(turn: Any, key: str) -> dict[str, Any]:
     role = _ROLES.get(spoken) if isinstance(spoken, str) else None
     if role is None:
         known = ", ".join([*_ROLES, _CALL])
-        raise RowProblem(f"{key}.{by}", f"expected a role among {known}; found {_shown(spoken)}.")
+        raise RowProblem(f"{key}.{by}", f"expected a role among {known}; found {shown(spoken)}.")
     calls = turn.get("tool_calls") or turn.get("function_call") or []
     if calls and role != "assistant":
         raise RowProblem(
@@ -423,7 +407,7 @@ def _calls(value: Any, key: str) -> list[Any]:
     for call in calls:
         inner = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-            raise RowProblem(key, f"expected a call with a function's name; found {_shown(call)}.")
+            raise RowProblem(key, f"expected a call with a function's name; found {shown(call)}.")
         made.append(call if "function" in call else {"type": "function", "function": inner})
     return made
 
@@ -435,7 +419,7 @@ def _tools(record: Mapping[str, Any]) -> str:
     if not value or (isinstance(value, str) and not value.strip()):
         return ""
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise RowProblem("tools", f"expected a list of objects; found {_shown(value)}.")
+        raise RowProblem("tools", f"expected a list of objects; found {shown(value)}.")
     return _whole(json.dumps(value, ensure_ascii=False), "tools")
 
 
@@ -445,7 +429,7 @@ def _train(turn: Mapping[str, Any], key: str, default: bool) -> bool:
         if value is None:
             continue
         if value not in (0, 1):
-            raise RowProblem(f"{key}.{name}", f"expected 0 or 1; found {_shown(value)}.")
+            raise RowProblem(f"{key}.{name}", f"expected 0 or 1; found {shown(value)}.")
         return bool(value)
     return default
 
@@ -464,7 +448,7 @@ def _part(part: Any, key: str) -> str:
         return part
     kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
     if kind != "text" or not isinstance(part.get("text"), str):
-        raise RowProblem(key, f"expected a part of type text; found {_shown(kind)}.")
+        raise RowProblem(key, f"expected a part of type text; found {shown(kind)}.")
     return str(part["text"])
 
 
@@ -477,7 +461,7 @@ def _filled(value: Any, key: str) -> str:
 
 def _text(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise RowProblem(key, f"expected text; found {_shown(value)}.")
+        raise RowProblem(key, f"expected text; found {shown(value)}.")
     return _whole(value, key)
 
 
@@ -495,11 +479,7 @@ def _json(text: str, key: str, wanted: str) -> Any:
     try:
         return json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise RowProblem(key, f"expected {wanted} as JSON; found {_shown(text)}.") from error
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:80]!r}"
+        raise RowProblem(key, f"expected {wanted} as JSON; found {shown(text)}.") from error
 
 
 def _check_chat(messages: Sequence[Mapping[str, Any]], key: str) -> None:

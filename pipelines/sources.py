@@ -50,6 +50,20 @@ PIECE_BYTES = 8 << 20
 Reject = Callable[[Mapping[str, Any], str, str], None]
 
 
+class RowProblem(Exception):
+    """A row that cannot be used: the key or column that is wrong, and why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(reason)
+        self.key = key
+        self.reason = reason
+
+
+def shown(value: Any) -> str:
+    """Type and first characters of a value, for a message."""
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:80]!r}"
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """A text and where it stands.
@@ -141,7 +155,7 @@ def scan(
             pieces.extend(_builtin_pieces(whole))
             files += 1
             continue
-        for file, name, explicit in _expand(path):
+        for file, name, explicit in expand(path):
             kind = format or suffixes.get(file.suffix.lower())
             if kind is None:
                 if explicit:
@@ -153,7 +167,7 @@ def scan(
                     )
                 skipped.append(name)
                 continue
-            made, digest = _pieces_of(file, name, kind, piece_bytes)
+            made, digest = pieces_of(file, name, kind, piece_bytes)
             whole.update(f"{len(name)}:{name}:{kind}:{digest};".encode())
             pieces.extend(made)
             files += 1
@@ -208,8 +222,11 @@ def read_piece(
         yield from _file(piece, reject)
 
 
-def _expand(path: str) -> Iterator[tuple[Path, str, bool]]:
-    """(file, name to show, whether it was named outright) in a fixed order."""
+def expand(path: str) -> Iterator[tuple[Path, str, bool]]:
+    """(file, name to show, whether it was named outright) of a file, folder or pattern, sorted.
+
+    Raises InputError where nothing matches.
+    """
     root = Path(path)
     if root.is_file():
         yield root, root.name, True
@@ -227,9 +244,18 @@ def _expand(path: str) -> Iterator[tuple[Path, str, bool]]:
             yield file, file.relative_to(fixed).as_posix(), False
     else:
         raise InputError(
-            f"no such file or folder: {path}. Give a file, a folder, a glob pattern, or"
-            f" {BUILTIN_DOCS}."
+            f"no such file or folder: {path}. Give a file, a folder, a glob pattern, or the name"
+            " of something built in (builtin:…)."
         )
+
+
+def name_apart(name: str, path: str, names: dict[str, str]) -> str:
+    """The name, or `name (2)` where another path has it; `names` is name to path, and grows."""
+    made, count = name, 1
+    while names.setdefault(made, path) != path:
+        count += 1
+        made = f"{name} ({count})"
+    return made
 
 
 def _fixed_parts(pattern: Path) -> list[str]:
@@ -241,9 +267,10 @@ def _fixed_parts(pattern: Path) -> list[str]:
     return parts
 
 
-def _pieces_of(
-    file: Path, name: str, kind: Format | RowFormat, piece_bytes: int
+def pieces_of(
+    file: Path, name: str, kind: Format | RowFormat, piece_bytes: int = PIECE_BYTES
 ) -> tuple[list[Piece], str]:
+    """The pieces of one file, and its SHA-256."""
     size = file.stat().st_size
     if kind == "jsonl" or (kind == "json" and not _starts_an_array(file)):
         return _jsonl_pieces(file, name, piece_bytes)
