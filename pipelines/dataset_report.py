@@ -17,7 +17,20 @@ import pyarrow as pa
 from ..pruners import rules
 from . import svg
 from .report import Chart, before_after
-from .student_figures import CHOSEN, FULL, LINES, RANDOM, Figure, Grid, Line, figure, fraction_of
+from .student_figures import (
+    CHOSEN,
+    FULL,
+    LINES,
+    RANDOM,
+    VERDICTS,
+    Comparison,
+    Figure,
+    Grid,
+    Line,
+    figure,
+    fraction_of,
+    verdict,
+)
 from .student_figures import percent as share
 
 Bools = npt.NDArray[np.bool_]
@@ -109,19 +122,20 @@ def cards(rows: Decided, grid: Grid | None) -> list[dict[str, str]]:
         return made
     full = grid.full()
     if full.n:
-        made.append(_accuracy_card("Full data", full, "labels alone"))
+        made.append(_accuracy_card("Accuracy on full data", full, "labels alone"))
     for fraction in grid.fractions[:1]:
         best = grid.best(fraction)
         if best is not None:
-            made.append(_accuracy_card(f"Best at {share(fraction)}", best[1], best[0].name))
+            words = f"best line: {best[0].name}"
+            made.append(_accuracy_card(f"Accuracy at {share(fraction)}", best[1], words))
     return made
 
 
 def _accuracy_card(label: str, found: Figure, words: str) -> dict[str, str]:
-    spread = f" ± {100 * found.half:.1f}" if math.isfinite(found.half) else ""
+    spread = f", ± {100 * found.half:.1f}" if math.isfinite(found.half) else ""
     seeds = "1 seed" if found.n == 1 else f"{found.n} seeds"
-    note = f"{spread} test accuracy, {words}, {seeds}".strip()
-    return {"label": label, "value": f"{100 * found.mean:.1f} %", "note": note}
+    note = f"{words}{spread}, {seeds}"
+    return {"label": label, "value": f"{100 * found.mean:.1f}%", "note": note}
 
 
 def accuracy_chart(grid: Grid) -> Chart:
@@ -136,7 +150,10 @@ def accuracy_chart(grid: Grid) -> Chart:
             series.append(svg.Series(line.name, points, slot, spread=spread))
             legend.append({"cls": f"s{slot}", "name": line.name})
     full = grid.full()
-    level = svg.Level(f"full data, {full.percent}", full.mean, full.half) if full.n else None
+    level = None
+    if full.n:
+        level = svg.Level(f"full data, {full.percent}", full.mean, full.half)
+        legend.append({"cls": "rule", "name": level.name})
     ends = [*_ends(series), *([full.mean - _zero(full.half), full.mean + _zero(full.half)])]
     picture = svg.line_chart(
         series,
@@ -172,10 +189,10 @@ def _zero(value: float) -> float:
 def alpha_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
     """Held-out accuracy against alpha, a chart a selection and a line a kept fraction."""
     made = []
-    for selection in (RANDOM, CHOSEN, FULL):
+    for selection, name in ((RANDOM, "random"), (CHOSEN, "chosen"), (FULL, "all")):
         of_selection = [row for row in rows if row["selection"] == selection]
         if of_selection:
-            made.append(_alpha_chart(Line(selection, False).name, of_selection))
+            made.append(_alpha_chart(name, of_selection))
     return made
 
 
@@ -202,6 +219,7 @@ def _alpha_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
         y_label="held-out accuracy",
         label=f"Accuracy on held-out rows against alpha for {name} rows, one line a kept share",
         y_range=svg.around(_ends(series)),
+        x_range=(-0.04, 1.04),
         percent_x=False,
     )
     note = (
@@ -211,7 +229,7 @@ def _alpha_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
     if len(spaced) < len(fractions):
         note += f" {len(spaced)} of {len(fractions)} shares are drawn."
     legend = [{"cls": f"s{line.slot}", "name": line.name} for line in series]
-    return Chart(f"Alpha, {name}", picture, legend, note)
+    return Chart(f"Held-out accuracy against alpha, {name} rows", picture, legend, note)
 
 
 def map_ids(ids: Ints) -> Ints:
@@ -382,6 +400,31 @@ def _cell(name: str, grid: Grid, fraction: float, line: Line) -> dict[str, str]:
         return {name: "", f"{name}_worst": ""}
     worst = figure(row["worst_class_accuracy"] for row in students)
     return {name: grid.accuracy(fraction, line).percent, f"{name}_worst": f"{worst.mean:.0%}"}
+
+
+def comparison_rows(
+    found: Sequence[Comparison], fractions: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Differences between lines in points, one cell a fraction."""
+    return [
+        {"name": one.name, "cells": [_difference(one.differences.get(f)) for f in fractions]}
+        for one in found
+    ]
+
+
+def _difference(found: Figure | None) -> dict[str, str]:
+    if found is None:
+        return {"value": "", "interval": "", "cls": ""}
+    interval = ""
+    if math.isfinite(found.half):
+        low, high = (100 * (found.mean + side * found.half) for side in (-1, 1))
+        interval = f"{low:+.1f} to {high:+.1f}"
+    classes = dict(zip(VERDICTS, ("kept", "lost", "", "none"), strict=True))
+    return {
+        "value": f"{100 * found.mean:+.1f}",
+        "interval": interval,
+        "cls": classes[verdict(found)],
+    }
 
 
 def _span(values: Iterable[float]) -> str:

@@ -6,7 +6,8 @@ reason and rival are those that were stored when the decision was taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..storage import Manifest, Store, Table
 
 _SHOWN = 200  # characters of a text in words
 _LISTED = 20  # rows of a list in words
+_VALUES = 8  # of a feature vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,13 @@ class Explanation:
     seen: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values; bytes are told by their number."""
+        made = asdict(self)
+        made["row"] = {
+            name: f"{len(value)} bytes" if isinstance(value, bytes) else value
+            for name, value in made["row"].items()
+        }
+        return made
 
     def lines(self) -> list[str]:
         """In words."""
@@ -167,14 +174,9 @@ class _Family:
     def verdicts(self, ids: Iterable[int]) -> Iterator[Verdict]:
         """Decisions about those rows, in the order of the tables, then of the ids."""
         wanted = list(ids)
-        for table in self.of("prune_passages", "prune_context", "prune_sft"):
+        for table in self.of("prune_passages", "prune_context", "prune_sft", "prune_dataset"):
             for row in table.lookup(wanted, missing="skip").to_pylist():
                 rival = row["rival"]
-                trained = (
-                    f", {row['kept_tokens']} of {row['tokens']} tokens"
-                    if table.manifest.step == "prune_sft"
-                    else ""
-                )
                 yield Verdict(
                     table=table.manifest.name,
                     key=table.key,
@@ -183,7 +185,7 @@ class _Family:
                     kept=row["keep"],
                     score=row["score"],
                     threshold=row["threshold"],
-                    reason=row["reason"] + trained,
+                    reason=row["reason"] + _training(table.manifest.step, row),
                     rival=rival,
                     rival_text=": ".join(self.describe(rival)) if rival is not None else "",
                     text=self.describe(row["id"])[1],
@@ -219,6 +221,9 @@ class _Family:
             domain = f" ({chat['domain']})" if chat["domain"] else ""
             said = [m["content"] for m in chat["messages"] if m["role"] in ("assistant", "text")]
             return f"chat {chat['source']}{domain}", said[-1] if said else ""
+        for table in self.of("read_dataset"):
+            for labelled in table.lookup([row_id], missing="skip").to_pylist():
+                return _labelled(labelled, table.manifest.notes.get("classes", []))
         question = self._find(row_id, "questions")
         return ("a question", question["question"]) if question else ("", "")
 
@@ -257,6 +262,46 @@ def _place(chunk: Mapping[str, Any] | None) -> str:
         return "a passage"
     title = f" ({chunk['title']})" if chunk["title"] else ""
     return f"{chunk['source']} [{chunk['start']}:{chunk['end']}]{title}"
+
+
+def _labelled(row: Mapping[str, Any], classes: Sequence[str]) -> tuple[str, str]:
+    """(what a row of a labelled data set is, its content in words)."""
+
+    def name(code: int) -> str:
+        return repr(classes[code]) if code < len(classes) else f"class {code}"
+
+    label = f"labelled {name(row['label'])}"
+    if row["clean_label"] >= 0 and row["clean_label"] != row["label"]:
+        label += f" but truly {name(row['clean_label'])}"
+    group = f", group {row['group']!r}" if row["group"] else ""
+    content = row["text"]
+    if row["image"]:
+        content = _picture(row["image"])
+    elif row["features"]:
+        first = ", ".join(f"{value:.4g}" for value in row["features"][:_VALUES])
+        content = f"{len(row['features'])} features: {first}"
+        content += ", …" if len(row["features"]) > _VALUES else ""
+    return f"{row['source']} ({row['split']}), {label}{group}", content
+
+
+def _picture(image: bytes) -> str:
+    from PIL import Image
+
+    size = f"{len(image):,} bytes"
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return f"{opened.format} image, {opened.width} x {opened.height}, {opened.mode}, {size}"
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return f"an image that cannot be read, {size}"
+
+
+def _training(step: str, row: Mapping[str, Any]) -> str:
+    """What a decision says of training on the row besides whether it stays."""
+    if step == "prune_sft":
+        return f", {row['kept_tokens']} of {row['tokens']} tokens"
+    if step == "prune_dataset" and row["keep"] and row["weight"] != 1.0:
+        return f", weight {row['weight']:.4g}"
+    return ""
 
 
 def _verdict_lines(verdict: Verdict) -> list[str]:

@@ -11,8 +11,9 @@ from ..storage import Manifest, Store
 from .engine import StepContext, WorkerPool
 from .progress import Progress, Silent
 from .recipe import Recipe, Step
-from .run_totals import fate, selection_totals, totals
+from .run_totals import dataset_totals, fate, selection_totals, totals
 from .steps import STEPS
+from .student_figures import Grid, summary, summary_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,8 @@ class RunResult:
     @property
     def report(self) -> Path | None:
         """The HTML report, a file on this machine, if the recipe makes one."""
-        manifest = self.of_step("report") or self.of_step("report_sft")
+        found = [self.of_step(step) for step in ("report", "report_sft", "report_dataset")]
+        manifest = next((m for m in found if m is not None), None)
         return self.store.table(manifest.key).attachment("report.html") if manifest else None
 
     def as_json(self) -> dict[str, Any]:
@@ -55,6 +57,7 @@ class RunResult:
             "totals": self.totals(),
             "questions": self._questions(),
             "selections": self.selections(),
+            "students": self.students(),
             "report": str(report) if report else None,
         }
 
@@ -66,11 +69,29 @@ class RunResult:
         return totals(rows)
 
     def selections(self) -> dict[str, dict[str, int]]:
-        """Samples and trained tokens before and after, for each `prune_sft` step by its name."""
+        """What was there before and after each `prune_sft` and `prune_dataset`, by its name.
+
+        Samples and trained tokens of the first, training rows and classes of the second.
+        """
+        made = {}
+        for name, m in self.manifests.items():
+            if m.step == "prune_sft":
+                made[name] = selection_totals(self.store.table(m.key))
+            elif m.step == "prune_dataset":
+                data = next(p for p in self.store.lineage(m.key) if p.step == "read_dataset")
+                made[name] = dataset_totals(self.store.table(m.key), self.store.table(data.key))
+        return made
+
+    def students(self) -> dict[str, list[dict[str, Any]]]:
+        """Mean accuracy of the students of each `distil` step by its name, with its interval.
+
+        A row for each kept fraction, selection and kind of training: see
+        `student_figures.summary`.
+        """
         return {
-            name: selection_totals(self.store.table(m.key))
+            name: summary(Grid(self.store.table(m.key).to_table().to_pylist()))
             for name, m in self.manifests.items()
-            if m.step == "prune_sft"
+            if m.step == "distil"
         }
 
     def lines(self) -> list[str]:
@@ -80,6 +101,8 @@ class RunResult:
             for name, m in self.manifests.items()
         ]
         made += _selection_lines(self.selections())
+        for name, students in self.students().items():
+            made += ["", *(f"{name}: {line}" for line in summary_lines(students))]
         rows = self._questions()
         if rows:
             made += ["", *_question_lines(rows), "", *_total_lines(totals(rows))]
@@ -161,6 +184,14 @@ def _counts(kept: int, dropped: Mapping[str, int], rejected: int) -> str:
 def _selection_lines(selections: Mapping[str, Mapping[str, int]]) -> list[str]:
     made = []
     for name, n in selections.items():
+        if "classes" in n:
+            removed = 1 - n["rows_kept"] / n["rows"] if n["rows"] else 0.0
+            made += [
+                "",
+                f"{name}: {n['rows']} -> {n['rows_kept']} rows ({removed:.0%} removed),"
+                f" {n['classes_left']} of {n['classes']} classes left",
+            ]
+            continue
         removed = 1 - n["tokens_kept"] / n["tokens"] if n["tokens"] else 0.0
         made += [
             "",

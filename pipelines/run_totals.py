@@ -41,6 +41,19 @@ def fate(row: Mapping[str, Any]) -> str:
     return "kept" if row["answer_kept"] else "lost"
 
 
+def dataset_totals(decision: Table, data: Table) -> dict[str, int]:
+    """Training rows and classes of a `prune_dataset` table, and how many of them are left."""
+    table = decision.to_table(["id", "keep"])
+    keep = table.column("keep").to_numpy(zero_copy_only=False)
+    label = data.lookup(table.column("id").to_numpy(), ["label"]).column("label").to_numpy()
+    return {
+        "rows": len(keep),
+        "rows_kept": int(keep.sum()),
+        "classes": len(set(label.tolist())),
+        "classes_left": len(set(label[keep].tolist())),
+    }
+
+
 def selection_totals(decision: Table) -> dict[str, int]:
     """Samples and trainable tokens of a `prune_sft` table, and how many of them were kept."""
     made = {"samples": 0, "samples_kept": 0, "tokens": 0, "tokens_kept": 0}

@@ -60,7 +60,7 @@ class Figure:
     def percent(self) -> str:
         """As `str`, in percent."""
         spread = f" ± {100 * self.half:.1f}" if math.isfinite(self.half) else ""
-        return f"{100 * self.mean:.1f}{spread} %"
+        return f"{100 * self.mean:.1f}{spread}%"
 
 
 def figure(values: Iterable[float]) -> Figure:
@@ -147,56 +147,67 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.4g}%"
 
 
-def comparisons(grid: Grid) -> list[str]:
-    """Which lines differ and where, one sentence a comparison.
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two lines held against each other at each fraction, by differences paired by seed."""
 
-    A line is called higher or lower only where the interval of the difference, paired by seed,
-    leaves zero out and at least three seeds were compared.
-    """
+    name: str
+    differences: Mapping[float, Figure]
+
+    def sentence(self) -> str:
+        """Where the first is higher or lower, and where the seeds cannot tell."""
+        places: dict[str, list[str]] = {}
+        for fraction, found in self.differences.items():
+            places.setdefault(verdict(found), []).append(percent(fraction))
+        parts = [f"{words} {', '.join(places[words])}" for words in VERDICTS if words in places]
+        return f"{self.name}: {'; '.join(parts)}."
+
+
+VERDICTS = (
+    "higher at",
+    "lower at",
+    "no difference that the seeds can tell at",
+    "too few seeds to tell at",
+)
+
+
+def comparisons(grid: Grid) -> list[Comparison]:
+    """Which lines differ and where; those that no seed allows are left out."""
     made = []
     for name, line, other in _COMPARED:
-        places: dict[str, list[str]] = {}
-        for fraction in grid.fractions:
-            found = grid.difference(fraction, line, other)
-            if found.n:
-                said = f"{percent(fraction)} ({_points(found)})"
-                places.setdefault(_verdict(found), []).append(said)
-        if places:
-            parts = [f"{verdict} {', '.join(said)}" for verdict, said in places.items()]
-            made.append(f"{name}: {'; '.join(parts)}.")
+        found = {f: grid.difference(f, line, other) for f in grid.fractions}
+        if any(difference.n for difference in found.values()):
+            there = {f: difference for f, difference in found.items() if difference.n}
+            made.append(Comparison(name, there))
     return made
 
 
-def _verdict(found: Figure) -> str:
-    if found.n < _SEEDS_TO_TELL:
-        return "too few seeds to tell at"
-    if found.mean - found.half > 0:
-        return "higher at"
-    if found.mean + found.half < 0:
-        return "lower at"
-    return "no difference that the seeds can tell at"
+def verdict(difference: Figure) -> str:
+    """One of `VERDICTS`.
 
-
-def _points(found: Figure) -> str:
-    words = f"{100 * found.mean:+.1f} points"
-    if math.isfinite(found.half):
-        low, high = (100 * (found.mean + side * found.half) for side in (-1, 1))
-        words += f", {low:+.1f} to {high:+.1f}"
-    return words
+    Higher or lower only where the interval leaves zero out, and three seeds or more were
+    compared.
+    """
+    higher, lower, alike, few = VERDICTS
+    if difference.n < _SEEDS_TO_TELL:
+        return few
+    if difference.mean - difference.half > 0:
+        return higher
+    return lower if difference.mean + difference.half < 0 else alike
 
 
 def caution(grid: Grid, test_rows: int) -> str:
     """What the intervals do not say."""
     words = (
-        "The numbers in brackets are the mean difference and its 95 % t interval, paired by seed"
-        " on the same test rows, not corrected for the number of comparisons."
+        "Differences in points of test accuracy, paired by seed on the same test rows, with their"
+        " 95 % t intervals; not corrected for the number of comparisons."
     )
     full = grid.full()
     if full.n and test_rows:
         noise = 1.96 * math.sqrt(max(full.mean * (1 - full.mean), 0.0) / test_rows)
         words += (
             f" There are {test_rows:,} test rows: other rows of the same kind would move an"
-            f" accuracy of {100 * full.mean:.1f} % by about ± {100 * noise:.1f} points, which no"
+            f" accuracy of {100 * full.mean:.1f}% by about ± {100 * noise:.1f} points, which no"
             " number of seeds shows."
         )
     return words

@@ -19,8 +19,8 @@ class Series:
     """A named line; `slot` (0 to 5) picks its colour, `mark` is one point shown large.
 
     `spread` has for each point half the length of an interval around its y, NaN for none; then
-    each point has a dot too, and the lines of a chart stand beside each other at an x that they
-    share.
+    each point has a dot too. Where a chart has such intervals, its lines stand beside each other
+    at an x that they share.
     """
 
     name: str
@@ -64,11 +64,9 @@ def line_chart(
     parts.append(_grid(frame, x_label, y_label, _percent if percent_x else _number, _percent))
     if level is not None:
         parts.append(_level(frame, level))
-    with_spread = [number for number, line in enumerate(series) if len(line.spread)]
+    beside = _BESIDE if any(math.isfinite(half) for s in series for half in s.spread) else 0.0
     for number, line in enumerate(series):
-        aside = 0.0
-        if number in with_spread:
-            aside = _BESIDE * (with_spread.index(number) - (len(with_spread) - 1) / 2)
+        aside = beside * (number - (len(series) - 1) / 2)
         shown = [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]
         path = " ".join(f"{frame.x(x) + aside:.1f},{frame.y(y):.1f}" for x, y in shown)
         parts.append(
@@ -124,12 +122,11 @@ def _level(frame: _Frame, level: Level) -> Markup:
             ).format(left, top, right - left, bottom - top)
         )
     parts.append(
-        Markup('<line class="rule" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(
-            left, right, y, y
-        )
+        Markup(
+            '<line class="rule" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}">'
+            "<title>{}</title></line>"
+        ).format(left, right, y, y, level.name)
     )
-    # Above the line, or below it where the chart ends.
-    parts.append(_text(left + 6, y - 6 if y > _TOP + 18 else y + 15, "start", level.name))
     return Markup("").join(parts)
 
 

@@ -51,6 +51,8 @@ def finish(job: Job, writer: TableWriter) -> None:
     rows = _decided(job)
     students, alphas, noise = (_optional(job, role) for role in ("students", "alphas", "noise"))
     grid = student_figures.Grid(students) if students else None
+    compared = student_figures.comparisons(grid) if grid else []
+    fractions = grid.fractions if grid else []
     charts = [dataset_report.accuracy_chart(grid)] if grid else []
     if job.has("dynamics") and len(rows.ids):
         charts.append(_map(job, rows))
@@ -69,7 +71,9 @@ def finish(job: Job, writer: TableWriter) -> None:
         pictures=any(shown["picture"] for shown in examples),
         more={
             "grid": dataset_report.grid_rows(grid) if grid else [],
-            "comparisons": student_figures.comparisons(grid) if grid else [],
+            "sentences": [comparison.sentence() for comparison in compared],
+            "comparisons": dataset_report.comparison_rows(compared, fractions),
+            "fractions": [student_figures.percent(fraction) for fraction in fractions],
             "caution": student_figures.caution(grid, _test_rows(job)) if grid else "",
             "clean_known": rows.clean_known,
             "groups": dataset_report.group_rows(rows),
