@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ModelError, RecipeError, StoreError
-from ..pruners.models.classifiers import Classifier, ModelSpec, make_model
+from ..pruners.models.classifiers import Classifier, ModelSpec, load_classifier, make_model
 from ..storage import Table
 from .dataset_tables import TRAIN
 from .distillation import check_distillation, distillation_loss
@@ -26,6 +27,8 @@ __all__ = [
     "Examples",
     "ModelSpec",
     "Trainer",
+    "check_inputs",
+    "classifier_from_table",
     "fit",
     "load_examples",
     "make_model",
@@ -34,6 +37,10 @@ __all__ = [
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+
+# Attachments of a train_classifier table.
+DESCRIPTION = "classifier.json"
+WEIGHTS = "weights-{}.safetensors"
 
 _WARMUP = 0.1  # share of the steps over which the learning rate rises
 _DECAY = 5e-4
@@ -124,12 +131,8 @@ def load_examples(
     StoreError
         The table's notes do not say what it holds.
     """
+    check_inputs(data, embeddings)
     kind, classes, shape = _notes(data)
-    if kind == "text" and embeddings is None:
-        raise RecipeError(
-            f"data set `{data.manifest.name}` holds text: expected its vectors as input"
-            " `embeddings`, found none. Add an `embed` step over the data and name it there."
-        )
     column = {"image": "image", "features": "features"}.get(kind) if embeddings is None else None
     columns = ["id", "source", "split", "label", "clean_label"] + ([column] if column else [])
     batches = data.batches(columns) if shard is None else data.shard_batches(shard, columns)
@@ -163,6 +166,25 @@ def load_examples(
     )
     examples.check_labels()
     return examples
+
+
+def check_inputs(data: Table, embeddings: Table | None) -> None:
+    """Refuse text without embeddings, and embeddings of other rows, before anything is read.
+
+    Raises RecipeError; StoreError where the data's notes do not say what it holds.
+    """
+    kind = _notes(data)[0]
+    if kind == "text" and embeddings is None:
+        raise RecipeError(
+            f"data set `{data.manifest.name}` holds text: expected its vectors as input"
+            " `embeddings`, found none. Add an `embed` step over the data and name it there."
+        )
+    if embeddings is not None and data.key not in embeddings.manifest.parents:
+        raise RecipeError(
+            f"expected embeddings made from `{data.manifest.name}` ({data.key[:12]}); found"
+            f" `{embeddings.manifest.name}`, made from others. Name the `embed` step that reads"
+            " this data set."
+        )
 
 
 def _notes(data: Table) -> tuple[str, int, tuple[int, ...]]:
@@ -234,6 +256,32 @@ def _embedded(embeddings: Table, ids: IntArray) -> Tensor:
             " data set again."
         )
     return torch.from_numpy(np.ascontiguousarray(values))
+
+
+def description_of(table: Table) -> dict[str, Any]:
+    """What a `train_classifier` table says of its network: name, sizes, shape, classes."""
+    made: dict[str, Any] = json.loads(table.attachment(DESCRIPTION).read_text(encoding="utf-8"))
+    return made
+
+
+def runs_of(table: Table) -> int:
+    """How many runs a `train_classifier` table holds the weights of."""
+    names = {item["name"] for item in table.manifest.attachments}
+    return sum(WEIGHTS.format(run) in names for run in range(len(names)))
+
+
+def classifier_from_table(table: Table, run: int = 0) -> Classifier:
+    """The network of a `train_classifier` table after one of its runs, in evaluation mode.
+
+    Raises RecipeError where there is no such run.
+    """
+    if not 0 <= run < runs_of(table):
+        raise RecipeError(
+            f"expected a run of `{table.manifest.name}` from 0 to {runs_of(table) - 1}; found"
+            f" {run}. Raise `runs` of its train_classifier step."
+        )
+    description = table.attachment(DESCRIPTION).read_text(encoding="utf-8")
+    return load_classifier(description, table.attachment(WEIGHTS.format(run)))
 
 
 # -- training ----------------------------------------------------------------------------------
