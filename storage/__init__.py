@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import schemas
     from .ids import canonical_json, digest, file_digest, row_id, row_ids
+    from .kmeans import nearest_centres, spherical_kmeans
     from .manifest import Manifest
     from .shard import ShardWriter
     from .store import Store
@@ -31,9 +32,11 @@ __all__ = [
     "canonical_json",
     "digest",
     "file_digest",
+    "nearest_centres",
     "row_id",
     "row_ids",
     "schemas",
+    "spherical_kmeans",
 ]
 
 _HOME = {
@@ -49,8 +52,10 @@ _HOME = {
     "canonical_json": ".ids",
     "digest": ".ids",
     "file_digest": ".ids",
+    "nearest_centres": ".kmeans",
     "row_id": ".ids",
     "row_ids": ".ids",
+    "spherical_kmeans": ".kmeans",
 }
 
 

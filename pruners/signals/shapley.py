@@ -61,7 +61,8 @@ def knn_shapley(
     value[:, -1] = right[:, -1] * factor[-1] if depth == candidates else 0.0
     value[:, :-1] = (right[:, :-1] - right[:, 1:]) * factor[:-1]
     value = value[:, ::-1].cumsum(axis=1)[:, ::-1]
-    return np.bincount(neighbours.ravel(), weights=value.ravel(), minlength=n) / asked
+    total = np.bincount(neighbours.ravel(), weights=value.ravel(), minlength=n)
+    return np.asarray(total / asked, np.float64)
 
 
 def _check(neighbours: IntArray, agree: BoolArray, k: int, n: int, candidates: int) -> None:
