@@ -12,14 +12,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attention import AttentionMass, attention_mass
+    from .centers import KCenterStep, k_center_step
+    from .nearest import pairwise_topk
     from .tokens import TokenStats, token_stats
 
-__all__ = ["AttentionMass", "TokenStats", "attention_mass", "token_stats"]
+__all__ = [
+    "AttentionMass",
+    "KCenterStep",
+    "TokenStats",
+    "attention_mass",
+    "k_center_step",
+    "pairwise_topk",
+    "token_stats",
+]
 
 _HOME = {
     "AttentionMass": ".attention",
+    "KCenterStep": ".centers",
     "TokenStats": ".tokens",
     "attention_mass": ".attention",
+    "k_center_step": ".centers",
+    "pairwise_topk": ".nearest",
     "token_stats": ".tokens",
 }
 

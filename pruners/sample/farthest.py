@@ -217,7 +217,8 @@ class _Cover:
         """Which rows come before the border, (len(rows),)."""
         value, place = border
         known = self.distance[rows]
-        return (known > value) | ((known == value) & (rows < place))
+        ahead = (known > value) | ((known == value) & (rows < place))
+        return np.asarray(ahead, np.bool_)
 
     def _choose_copies(self) -> None:
         """Every row left is at distance 0: choose the first ones."""

@@ -102,3 +102,81 @@ def distance(found, truth):
     assert torch.equal(same, torch.isinf(truth))
     gap = (found.double() - truth.double()).abs()[~same]
     return float(gap.max()) if gap.numel() else 0.0
+
+
+def cluster_rows(seed, rows, size):
+    """Unit points (rows, size), a unit centre, and distances known before, some of them chosen."""
+    made = torch.Generator().manual_seed(seed)
+    points = torch.nn.functional.normalize(torch.randn(rows, size, generator=made), dim=1)
+    centre = torch.nn.functional.normalize(torch.randn(size, generator=made), dim=0)
+    away = 2 * torch.rand(rows, generator=made)
+    return points, centre, away.masked_fill(torch.rand(rows, generator=made) < 0.2, -1.0)
+
+
+def step_of(points, centre, away, dtype):
+    """What the distances `away` become, in `dtype`."""
+    new = (1 - (points.to(dtype) * centre.to(dtype)).sum(1)).clamp(min=0)
+    new[new < 1e-6] = 0.0
+    return torch.minimum(away.to(dtype), new)
+
+
+def sides(seed, rows, count, size, *, exclude=False):
+    """queries, points, and for each query a point to leave out or -1 (None without `exclude`)."""
+    made = torch.Generator().manual_seed(seed)
+    queries = torch.randn(rows, size, generator=made)
+    points = torch.randn(count, size, generator=made)
+    out = torch.randint(-1, count, (rows,), generator=made) if exclude else None
+    return queries, points, out
+
+
+def pairs_of(queries, points, metric, exclude):
+    """All products or squared distances (Q, N) by the words, left out ones infinitely bad."""
+    queries, points = queries.double(), points.double()
+    if metric == "l2":
+        values = torch.stack([(points - one).square().sum(1) for one in queries])
+    else:
+        values = queries @ points.T
+    if exclude is not None:
+        for row, place in enumerate(exclude.tolist()):
+            if place >= 0:
+                values[row, place] = torch.inf if metric == "l2" else -torch.inf
+    return values
+
+
+def top_of(queries, points, k, metric, exclude):
+    """The k best of all pairs, in float64; k may pass their number."""
+    values = pairs_of(queries, points, metric, exclude)
+    best, place = values.sort(dim=1, descending=metric == "ip", stable=True)
+    missing = max(0, k - values.shape[1])
+    bad = torch.inf if metric == "l2" else -torch.inf
+    best = torch.nn.functional.pad(best, (0, missing), value=bad)[:, :k]
+    place = torch.nn.functional.pad(place, (0, missing))[:, :k]
+    return best, place.masked_fill(torch.isinf(best), -1)
+
+
+def check_topk(made, queries, points, k, metric, exclude, slack=None):
+    """Values no further from the truth than plain float32, and indices that belong to them."""
+    values, indices = made
+    truth, _ = top_of(queries, points, k, metric, exclude)
+    pairs = pairs_of(queries, points, metric, exclude)
+    full = pairs_of(queries, points, metric, None)
+    if slack is None:
+        # Plain: |q|**2 + |p|**2 - 2 q p, whose terms are what float32 rounds.
+        q, p = queries.float(), points.float()
+        plain = q @ p.T
+        if metric == "l2":
+            plain = q.square().sum(1)[:, None] + p.square().sum(1) - 2 * plain
+        slack = distance(plain, full) + 2e-6 * (1 + float(full.abs().max()))
+    assert values.shape == indices.shape == (len(queries), k)
+    rounding = 2.0**-24 * float(full.abs().max())
+    assert distance(values, truth) <= slack + rounding
+    found = indices >= 0
+    assert torch.equal(found, truth.isfinite())
+    own = pairs.gather(1, indices.clamp(min=0))[found]
+    assert distance(values[found], own) <= slack + rounding
+    ordered = values if metric == "ip" else -values
+    assert (ordered.diff(dim=1)[found[:, 1:]] <= 0).all()
+    for row in indices:
+        assert len(set(row[row >= 0].tolist())) == (row >= 0).sum()
+    tied = (values.diff(dim=1) == 0) & found[:, 1:]
+    assert (indices.diff(dim=1)[tied] > 0).all()
