@@ -461,7 +461,7 @@ def by_chance(rows: Decided, noise: Sequence[Mapping[str, Any]]) -> str:
         return ""
     return (
         f"Each score looks at its {looked:,} hardest rows, as many as there are wrong labels;"
-        f" {looked:,} rows at random would hold about {looked * rows.flipped.mean():.0f}. An AUC of"
+        f" {looked:,} rows at random would hold about {looked * rows.flipped.mean():.3g}. An AUC of"
         " 0.5 is chance; below it, wrong labels pass for easy rows."
     )
 

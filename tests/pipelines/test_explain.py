@@ -1,9 +1,14 @@
 """What became of a row, told from stored decisions: passages, retrieved passages, sentences."""
 
+import json
+
 import pytest
 
 from prunery.errors import InputError
 from prunery.pipelines.explain import explain
+from prunery.storage import Store
+
+from . import dataset_pages
 
 
 def table(finished, name):
@@ -77,3 +82,58 @@ def test_a_question_has_no_decision(finished):
     question = table(finished, "questions")[0]
     lines = explain(finished.store, "questions", question["id"]).lines()
     assert lines[-1] == "  no step has decided about this row"
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A function that writes a small pruned data set of some kind; its store."""
+
+    def write(**options):
+        store = Store(tmp_path / "labelled")
+        dataset_pages.decision(store, dataset_pages.data(store, **options))
+        return store
+
+    return write
+
+
+def test_a_row_of_a_data_set_has_its_label_and_its_content(labelled):
+    store = labelled(groups=True)
+    wrong, lost, kept, aside = 101, 106, 105, 109
+    found = explain(store, "prune", wrong)
+    assert found.place == "rows#2 (train), labelled '<dog>' but truly 'cat', group 'b'"
+    assert found.text.startswith("PNG image, 8 x 8, L, ")
+    assert found.lines()[-1] == (
+        "  dropped by prune (best): below_border, score 0.1, threshold 0.5"
+    )
+    found = explain(store, "prune", lost)
+    assert found.verdicts[0].rival == dataset_pages.IDS[2]
+    assert "lost to row 102: rows#3 (train), labelled '<dog>', group 'a': PNG" in "\n".join(
+        found.lines()
+    )
+    # The rows themselves lead to the same decision.
+    assert explain(store, "data", kept).verdicts == explain(store, "prune", kept).verdicts
+    assert explain(store, "data", aside).lines()[-1] == "  no step has decided about this row"
+
+
+def test_the_weight_of_a_kept_row_is_said_where_it_is_not_one(labelled):
+    store = labelled()
+    reasons = [explain(store, "prune", id_).verdicts[0].reason for id_ in dataset_pages.IDS[:5]]
+    assert reasons == ["top", "below_border", "top", "top, weight 2", "below_border"]
+
+
+def test_text_and_features_are_shown(labelled):
+    assert explain(labelled(kind="text"), "data", 102).text == "<script>2</script>"
+
+
+def test_features_are_counted(labelled):
+    store = labelled(kind="features", clean=[-1] * 10)
+    found = explain(store, "data", 101)
+    assert found.text == "10 features: 1, 1, 2, 3, 4, 5, 6, 7, …"
+    assert found.place == "rows#2 (train), labelled '<dog>'"
+
+
+def test_bytes_become_no_json(labelled):
+    told = explain(labelled(), "data", 101).as_json()
+    assert told["row"]["image"] == f"{len(dataset_pages.png(20))} bytes"
+    assert told["row"]["label"] == 1
+    json.dumps(told)
