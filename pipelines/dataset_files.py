@@ -18,6 +18,7 @@ import hashlib
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -238,7 +239,7 @@ def _opened(path: str, member: str) -> Iterator[IO[bytes]]:
                 zipped = raw.read(2) == b"\x1f\x8b"
                 raw.seek(0)
                 yield cast(IO[bytes], gzip.GzipFile(fileobj=raw) if zipped else raw)
-    except (EOFError, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
         raise InputError(
             f"{path}: expected whole compressed data, found {error}. Fetch the file again."
         ) from error

@@ -471,7 +471,7 @@ def planted(
         return label
     own = (rules.mix(ids.astype(np.uint64)) >> np.uint64(1)).astype(np.int64)
     draw = rules.uniform(seed, own)
-    other = np.floor(draw / share * (classes - 1)).astype(np.int64)
+    other = np.floor(np.minimum(draw, share) / share * (classes - 1)).astype(np.int64)
     other = np.minimum(other, classes - 2)
     return np.where(draw < share, other + (other >= label), label)
 
@@ -501,25 +501,26 @@ def dataset_rows(
 
 def _fitting(example: Example, layout: Layout, codes: Mapping[str, int]) -> bytes:
     """The image as stored, b"" for other kinds; refuses a row of another size."""
-    if example.label not in codes:
-        raise RowProblem(
-            layout.columns.label,
-            f"found the class {example.label!r}, which was not there when the files were scanned"
-            " or stands on no usable row. Run again.",
-        )
     if layout.kind != "image":
         if example.size != layout.size:
             raise RowProblem(
                 str(layout.columns.features),
                 f"expected {layout.size[0]} numbers, as most rows have; found {example.size[0]}.",
             )
-        return b""
-    if example.size != layout.size and not layout.resize:
+    elif example.size != layout.size and not layout.resize:
         raise RowProblem(
             layout.columns.image,
             f"expected {layout.size[0]} x {layout.size[1]} pixels, as most images have; found"
             f" {example.size[0]} x {example.size[1]}. Set `image_size` to resize all.",
         )
+    if example.label not in codes:
+        raise RowProblem(
+            layout.columns.label,
+            f"expected a class that was there when the files were scanned; found"
+            f" {example.label!r}. Run again.",
+        )
+    if layout.kind != "image":
+        return b""
     return stored(example.image, (layout.size[0], layout.size[1]))
 
 
