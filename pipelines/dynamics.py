@@ -78,6 +78,7 @@ class EpochWriter:
         runs: int,
         epochs: int,
         *,
+        gradient_norm: bool = False,
         keep_logits: bool = False,
     ) -> None:
         if runs < 1 or epochs < 1:
@@ -89,7 +90,8 @@ class EpochWriter:
             )
         self.ids, self.label = examples.ids, examples.label
         self.runs, self.epochs = runs, epochs
-        self._writer, self._keep_logits = writer, keep_logits
+        self._writer = writer
+        self._gradient_norm, self._keep_logits = gradient_norm, keep_logits
         self._left = set(writer.pending(runs * epochs))
         self._before: tuple[int, int, FloatArray] | None = None
 
@@ -119,9 +121,10 @@ class EpochWriter:
         logits
             (N, C), aligned with the examples, in evaluation mode.
         features
-            (N, d) that enter the last layer: gives its gradient's norm (with a bias).
+            (N, d) that enter the last layer, one with a bias: gives its gradient's norm.
         gradient_norm
-            (N,) where it was computed otherwise.
+            (N,) where it was computed otherwise. One of the two is given where the writer was
+            told of gradient norms, else neither.
 
         Raises InputError for an epoch out of order or arrays that do not fit, ModelError for
         logits that are not finite.
@@ -160,10 +163,18 @@ class EpochWriter:
         gradient_norm: npt.ArrayLike | None,
     ) -> Columns:
         if gradient_norm is not None:
-            given = np.asarray(gradient_norm, np.float32)
+            given: FloatArray | None = np.asarray(gradient_norm, np.float32)
         elif features is not None:
             given = last_layer_norms(logits, np.asarray(features), self.label)
         else:
+            given = None
+        if (given is not None) != self._gradient_norm:
+            raise InputError(
+                "expected `features` or `gradient_norm` with every epoch where gradient_norm=True"
+                f" was asked for, else neither; found {'none' if given is None else 'one'} with"
+                f" gradient_norm={self._gradient_norm}."
+            )
+        if given is None:
             return {}
         if given.shape != self.label.shape or not np.isfinite(given).all():
             raise InputError(
@@ -224,6 +235,8 @@ class DynamicsRecorder:
         Rows with `ids` and `label`, such as `Examples`.
     runs, epochs
         How many there will be.
+    gradient_norm
+        Every epoch comes with `features` or `gradient_norm`.
     keep_logits
         Store the logits as well, 4 bytes a class, row and epoch.
     identity
@@ -243,19 +256,20 @@ class DynamicsRecorder:
         runs: int = 1,
         epochs: int = 30,
         *,
+        gradient_norm: bool = False,
         keep_logits: bool = False,
         identity: Mapping[str, Any] | None = None,
         parents: Sequence[str] = (),
     ) -> None:
         self._examples, self._shape = examples, (runs, epochs)
-        self._keep_logits = keep_logits
+        self._kept = {"gradient_norm": gradient_norm, "keep_logits": keep_logits}
         self._writer = store.write(
             name=name,
             step="record_dynamics",
             options={
                 "runs": runs,
                 "epochs": epochs,
-                "keep_logits": keep_logits,
+                **self._kept,
                 "rows": digest([examples.ids.tolist(), examples.label.tolist()]),
                 "identity": dict(identity or {}),
             },
@@ -273,9 +287,7 @@ class DynamicsRecorder:
                     f" ({self._writer.key[:12]}). Read them, or give another `identity` for"
                     " another training."
                 )
-            self._epochs = EpochWriter(
-                self._writer, self._examples, *self._shape, keep_logits=self._keep_logits
-            )
+            self._epochs = EpochWriter(self._writer, self._examples, *self._shape, **self._kept)
         except BaseException:
             self._writer.__exit__(None, None, None)
             raise

@@ -112,7 +112,12 @@ def finish(job: Job, writer: TableWriter) -> None:
         )
     spec = ModelSpec(options.model, options.hidden, options.depth)
     epochs = EpochWriter(
-        writer, examples, options.runs, options.epochs, keep_logits=options.keep_logits
+        writer,
+        examples,
+        options.runs,
+        options.epochs,
+        gradient_norm=options.gradient_norm is not None,
+        keep_logits=options.keep_logits,
     )
     writer.attach(DESCRIPTION, describe(spec, examples.shape, examples.classes).encode())
     with tempfile.TemporaryDirectory(prefix="prunery-classifier-") as folder:

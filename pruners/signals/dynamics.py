@@ -31,8 +31,11 @@ Columns = dict[str, npt.NDArray[Any]]
 def log_probabilities(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """log softmax of (N, C) logits, natural logs, (N, C) float64; finite for finite logits."""
     wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    rows, top = np.arange(len(wide)), wide.argmax(axis=1)
+    wide -= wide[rows, top][:, None]
+    rest = np.exp(wide)
+    rest[rows, top] = 0.0  # log1p keeps what is left beside a probability near 1
+    wide -= np.log1p(rest.sum(axis=1, keepdims=True))
     return wide
 
 
