@@ -213,7 +213,7 @@ def _images(batch: pa.RecordBatch, out: Tensor) -> None:
         try:
             with Image.open(io.BytesIO(content)) as opened:
                 image = opened.convert(mode)
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(
                 f"{names[row]}: expected a PNG or JPEG image, found one that cannot be decoded:"
                 f" {error}. Mend or remove it and read the data again."
@@ -255,7 +255,7 @@ def _embedded(embeddings: Table, ids: IntArray) -> Tensor:
             f" {int((~np.isfinite(values).all(axis=1)).sum())} of them not finite. Embed this"
             " data set again."
         )
-    return torch.from_numpy(np.ascontiguousarray(values))
+    return torch.from_numpy(np.array(values))  # Arrow's memory cannot be written to
 
 
 def description_of(table: Table) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from prunery.pipelines.classifier import Examples
 from prunery.pipelines.dataset_tables import DATASET
-from prunery.storage import row_id
+from prunery.storage import digest, row_id
 
 CENTRES = np.array([[3.0, 0, 0, 0], [0, 3.0, 0, 0], [0, 0, 3.0, 0]], np.float32)
 
@@ -72,7 +72,7 @@ def rows_of(kind, n, *, train, contents, label):
 
 def write(store, schema, parts, *, step="read_dataset", name=None, inputs=(), notes=None):
     """A table with a shard for each list of rows; its key."""
-    options = {"made": repr(parts)[:100_000]}
+    options = {"made": digest(repr((parts, notes)))}
     with store.write(
         name=name or step, step=step, schema=schema, inputs=list(inputs), options=options
     ) as writer:
