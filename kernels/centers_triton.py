@@ -35,7 +35,7 @@ def step_kernel(
     nearest,
     best,
     place,
-    rows,
+    count,
     size,
     point_row,
     point_inner,
@@ -46,10 +46,10 @@ def step_kernel(
     ROWS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Lower `distance`, and write each block's highest to `best` and its row to `place`."""
+    """Lower `distance` of `count` rows, and write each block's highest to `best` and its row to `place`."""
     block = tl.program_id(0)
     row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row_in = row < rows
+    row_in = row < count
     inner = tl.arange(0, INNER)
     product = tl.zeros((ROWS, INNER), tl.float32)
     for start in range(0, size, INNER):

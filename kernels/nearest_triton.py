@@ -25,7 +25,7 @@ def key_kernel(
     points,
     exclude,
     keys,
-    rows,
+    count,
     first,
     last,
     size,
@@ -39,10 +39,10 @@ def key_kernel(
     POINTS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Write the keys of `rows` queries and points first to last - 1 to `keys`, row by row."""
+    """Write the keys of `count` queries and points first to last - 1 to `keys`, row by row."""
     place = first + tl.program_id(0).to(tl.int64) * POINTS + tl.arange(0, POINTS)
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    row_in = row < rows
+    row_in = row < count
     place_in = place < last
     inner = tl.arange(0, INNER)
     left = queries + row[:, None] * query_row + inner[None, :] * query_inner

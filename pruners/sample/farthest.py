@@ -61,7 +61,7 @@ def farthest_first(
     Parameters
     ----------
     vectors
-        (N, d) float32 unit rows; rows of zeros may be among them.
+        (N, d) float32 unit rows; a row of zeros is at distance 1 from every row, itself too.
     count
         Rows to choose, 0 to N.
     start

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prunery.kernels import attention_triton, tokens_triton
+from prunery.kernels import attention_triton, centers_triton, nearest_triton, tokens_triton
 
 LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 NUMBERS = {"fp16": 2, "bf16": 2, "fp32": 4}
@@ -30,14 +30,23 @@ POINTERS = {
     "key_segment": "*i64",
     "scale": "fp32",
     "softcap": "fp32",
+    "distance": "*fp32",
+    "nearest": "*i64",
+    "best": "*fp32",
+    "place": "*i64",
+    "out_best": "*fp32",
+    "out_place": "*i64",
+    "exclude": "*i64",
+    "keys": "*i64",
 }
 # Strides and sizes that are multiples of 16 in any real model, as a launch would find them.
-DIVISIBLE = {"hidden_row", "weight_row", "size", "query_row", "key_row"}
+DIVISIBLE = {"hidden_row", "weight_row", "size", "query_row", "key_row", "point_row"}
 
 
 def build(kernel, dtype, arch, constants, warps=4, stages=3):
     """The compiled kernel; inputs in `dtype`."""
-    types = dict.fromkeys(("hidden", "weight", "query", "key"), f"*{dtype}") | POINTERS
+    inputs = ("hidden", "weight", "query", "key", "points", "centre", "queries")
+    types = dict.fromkeys(inputs, f"*{dtype}") | POINTERS
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")
@@ -111,3 +120,49 @@ def test_attention(kernel, dtype, size, arch):
 def test_combining(module, arch):
     made = build(module.combine_kernel, "fp32", arch, {"ROWS": module.COMBINE_ROWS})
     assert made.metadata.shared <= LIMIT[arch] and made.asm["cubin"]
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", NUMBERS)
+def test_centers(dtype, arch):
+    constants = {
+        "point_inner": 1,
+        "centre_inner": 1,
+        "SAME": centers_triton.SAME,
+        "HAS_NEAREST": True,
+        "ROWS": centers_triton.ROWS,
+        "INNER": centers_triton.INNER,
+    }
+    made = build(centers_triton.step_kernel, dtype, arch, constants, centers_triton.WARPS)
+    assert made.metadata.shared <= LIMIT[arch] and made.asm["cubin"]
+    assert "fma.rn.f32" not in made.asm["ptx"]
+    constants = {"BLOCKS": centers_triton.BLOCKS}
+    made = build(centers_triton.combine_kernel, dtype, arch, constants)
+    assert made.metadata.shared <= LIMIT[arch] and made.asm["cubin"]
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", NUMBERS)
+@pytest.mark.parametrize("near", [False, True])
+def test_nearest(near, dtype, arch):
+    rows, points, inner = nearest_triton.tile_sizes(NUMBERS[dtype])
+    constants = {
+        "query_inner": 1,
+        "point_inner": 1,
+        "NEAR": near,
+        "HAS_EXCLUDE": True,
+        "ROWS": rows,
+        "POINTS": points,
+        "INNER": inner,
+    }
+    made = build(
+        nearest_triton.key_kernel,
+        dtype,
+        arch,
+        constants,
+        nearest_triton.WARPS,
+        nearest_triton.STAGES,
+    )
+    assert 0 < made.metadata.shared <= LIMIT[arch]
+    assert made.asm["cubin"]
+    assert ("wgmma" in made.asm["ptx"]) == (arch == 90)

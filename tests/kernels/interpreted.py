@@ -11,10 +11,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunery.kernels import attention_mass, attention_triton, token_stats, tokens_triton
+from prunery.kernels import (
+    attention_mass,
+    attention_triton,
+    centers_triton,
+    k_center_step,
+    nearest_triton,
+    pairwise_topk,
+    token_stats,
+    tokens_triton,
+)
 from prunery.kernels.tokens_triton import Tiles
 
-from .cases import attention_of, distance, heads, logits_of, mass_of, stats_of, tokens
+from .cases import (
+    attention_of,
+    check_topk,
+    cluster_rows,
+    distance,
+    heads,
+    logits_of,
+    mass_of,
+    sides,
+    stats_of,
+    step_of,
+    tokens,
+    top_of,
+)
 from .test_attention import questions
 
 NAMES = ("nll", "entropy", "lse")
@@ -33,6 +55,10 @@ def small_tiles():
         patch.setattr(tokens_triton, "GROUP", 2)
         patch.setattr(tokens_triton, "PROGRAMS", 6)
         patch.setattr(attention_triton, "tile_sizes", lambda inner, size: (16, 16))
+        for name in ("ROWS", "INNER", "BLOCKS"):
+            patch.setattr(centers_triton, name, 4)
+        patch.setattr(nearest_triton, "tile_sizes", lambda size: (16, 16, 16))
+        patch.setattr(nearest_triton, "BLOCK", (20, 20 * 37))
         yield
 
 
@@ -153,3 +179,86 @@ def test_attention_of_nothing(shape):
     made = attention_mass(query, key, scale=1.0, impl="triton")
     assert not made.row.any() and not made.column.any()
     assert attention_mass(query, key, scale=1.0, columns=False, impl="triton").column is None
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.integers(1, 80),
+    size=st.integers(1, 30),
+    dtype=st.sampled_from((*DTYPES, torch.bfloat16)),
+    centre_dtype=st.sampled_from(DTYPES),
+    track=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_centers(rows, size, dtype, centre_dtype, track, seed):
+    points, centre, away = cluster_rows(seed, rows, size)
+    points, centre = points.to(dtype), centre.to(centre_dtype)
+    truth, plain = (step_of(points, centre, away, kind) for kind in (torch.float64, torch.float32))
+    known = away.clone()
+    nearest = torch.full((rows,), -5) if track else None
+    made = k_center_step(points, centre, away, nearest=nearest, number=9, impl="triton")
+    assert distance(away, truth) <= distance(plain, truth) + 1e-6
+    assert made.distance == away.max()
+    assert made.index == (away.argmax() if away.max() >= 0 else -1)
+    if track:
+        assert torch.equal(nearest == 9, away < known)
+        assert set(nearest.tolist()) <= {9, -5}
+
+
+def test_centers_ties_chosen_strides_and_nothing():
+    points = torch.eye(5).repeat(9, 1)
+    away = torch.full((45,), 3.0)
+    away[[1, 2]] = -1.0
+    turned, apart = points.T.contiguous().T, torch.stack([points[0]] * 2, 1)[:, 0]
+    made = k_center_step(turned, apart, away, impl="triton")
+    assert (made.distance.item(), made.index.item()) == (1.0, 3)
+    assert away[:6].tolist() == [0.0, -1.0, -1.0, 1.0, 1.0, 0.0]
+    points[3] = math.nan
+    made = k_center_step(points, points[4], away, impl="triton")
+    assert (made.distance.item(), made.index.item(), away[3].item()) == (1.0, 3, 1.0)
+    for rows in (0, 7):
+        away = torch.full((rows,), -1.0)
+        made = k_center_step(points[:rows], points[0], away, impl="triton")
+        assert (made.distance.item(), made.index.item()) == (-1.0, -1)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    counts=st.tuples(st.integers(1, 50), st.integers(1, 90)),
+    size=st.integers(1, 40),
+    k=st.integers(1, 100),
+    metric=st.sampled_from(("ip", "l2")),
+    dtype=st.sampled_from(DTYPES),
+    point_dtype=st.sampled_from(DTYPES),
+    exclude=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_nearest(counts, size, k, metric, dtype, point_dtype, exclude, seed):
+    queries, points, out = sides(seed, *counts, size, exclude=exclude)
+    queries, points = queries.to(dtype), points.to(point_dtype)
+    made = pairwise_topk(queries, points, k, metric=metric, exclude=out, impl="triton")
+    check_topk(made, queries, points, k, metric, out)
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_nearest_ties_strides_and_nan(metric):
+    made = torch.Generator().manual_seed(0)
+    queries = torch.randint(-1, 2, (30, 3), generator=made).float()
+    points = torch.randint(-1, 2, (100, 3), generator=made).float()
+    want, place = top_of(queries, points, 40, metric, None)
+    turned, apart = points.T.contiguous().T, torch.stack([queries, -queries], 2)[..., 0]
+    values, indices = pairwise_topk(apart, turned, 40, metric=metric, impl="triton")
+    assert torch.equal(values.double(), want) and torch.equal(indices, place)
+    assert not torch.signbit(values[values == 0.0]).any()
+    points[17] = math.nan
+    indices = pairwise_topk(queries, points, 100, metric=metric, impl="triton")[1]
+    assert (indices[:, -1] == -1).all() and not (indices == 17).any()
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3), (4, 0, 3), (4, 5, 0)])
+def test_nearest_of_nothing(shape):
+    rows, count, size = shape
+    given = torch.zeros(rows, size), torch.zeros(count, size)
+    want = pairwise_topk(*given, 2, metric="l2", impl="reference")
+    made = pairwise_topk(*given, 2, metric="l2", impl="triton")
+    assert all(torch.equal(one, other) for one, other in zip(made, want, strict=True))

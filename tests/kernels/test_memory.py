@@ -1,4 +1,4 @@
-"""No buffer of tokens x vocabulary or queries x keys, held by the peak memory of a process.
+"""No buffer of tokens x vocabulary, of queries x keys or points, held by a process's peak memory.
 
 Each case runs in a fresh process; the plain path in another shows that the measure sees such a
 buffer. `ru_maxrss` will not do: a process takes over its parent's peak when it is started.
@@ -15,7 +15,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import faiss, torch
-from prunery.kernels import attention_mass, token_stats
+from prunery.kernels import attention_mass, k_center_step, pairwise_topk, token_stats
 
 torch.set_num_threads(1)
 
@@ -28,6 +28,18 @@ def tokens(rows, vocabulary, call):
 
 def heads(length, call):
     call(torch.randn(1, 2, length, 8), torch.randn(1, 1, length, 8))
+
+def pairs(length, dtype, call):
+    call(torch.randn(length // 2, 8, dtype=dtype), torch.randn(8 * length, 8, dtype=dtype))
+
+def centre(rows, call):
+    call(torch.randn(rows, 64), torch.randn(64), torch.full((rows,), 3.0))
+
+def plain_pairs(queries, points):
+    (queries @ points.T).topk(5)
+
+def plain_centre(points, centre, distance):
+    torch.minimum(distance, 1 - (points * centre).sum(1))
 
 def plain_tokens(hidden, weight, targets):
     torch.log_softmax(hidden @ weight.T, 1).gather(1, targets[:, None])
@@ -48,6 +60,14 @@ CASES = {
         4096 // scale, lambda q, k: attention_mass(q, k, scale=1.0, causal=False)
     ),
     "plain attention": lambda scale: heads(4096 // scale, plain_attention),
+    "nearest": lambda scale: pairs(
+        4096 // scale,
+        torch.bfloat16,
+        lambda q, p: pairwise_topk(q, p, 5, metric="l2", exclude=torch.arange(len(q))),
+    ),
+    "plain nearest": lambda scale: pairs(4096 // scale, torch.float32, plain_pairs),
+    "centers": lambda scale: centre(2**19 // scale, k_center_step),
+    "plain centers": lambda scale: centre(2**19 // scale, plain_centre),
 }
 case = CASES[sys.argv[1]]
 case(64)
@@ -58,6 +78,8 @@ print(json.dumps(resident("VmHWM") - before))
 """
 LOGITS = 4096 * 16384 * 4
 MATRIX = 2 * 4096 * 4096 * 4
+PAIRS = 2048 * 32768 * 4
+POINTS = 2**19 * 64 * 4
 
 
 @pytest.mark.parametrize(
@@ -69,6 +91,10 @@ MATRIX = 2 * 4096 * 4096 * 4
         ("plain tokens", LOGITS, None),
         ("attention", 1, MATRIX / 3),  # a block of 16 MiB and its mask
         ("plain attention", MATRIX, None),
+        ("nearest", 1, PAIRS / 4),  # a block of 16 MiB, the best of it, and the points
+        ("plain nearest", PAIRS, None),
+        ("centers", 1, POINTS * 1.2),  # the points themselves are made after the first measure
+        ("plain centers", POINTS * 1.9, None),
     ],
 )
 def test_peak_memory(case, low, high):
