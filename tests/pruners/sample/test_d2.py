@@ -81,6 +81,15 @@ def test_unknown_neighbours_are_ignored():
     assert D2(keep=0.7)(noisy, seed=0).score.tolist() == expected
 
 
+@pytest.mark.parametrize("listed", [20, 5, 31, -1])
+def test_itself_and_strangers_add_nothing(listed):
+    # Counted as itself or as the row next to it among the ids, it would lift row 20 above row 10.
+    signals = graph(
+        [1.0, 0.6, 0.9, 0.0], [[-1], [listed], [-1], [-1]], [[0.0]] * 4, [10, 20, 30, 1]
+    )
+    assert order_of(D2(keep=1.0)(signals, seed=0)) == [0, 2, 1, 3]
+
+
 def test_no_neighbours_at_all_is_an_order_by_difficulty():
     signals = graph([0.2, 0.9, 0.5], np.zeros((3, 0), np.int64), np.zeros((3, 0)))
     assert order_of(D2(keep=0.4)(signals, seed=0)) == [1, 2, 0]

@@ -75,6 +75,8 @@ class TestEpochMeans:
     def test_sum_is_over_epochs_and_the_mean_over_runs(self, method, signal):
         summed = method(runs=2, last_epoch=1, reduce="sum")(rows(**{signal: self.VALUES}), seed=0)
         np.testing.assert_allclose(summed.score, [0.5, 0.5, 0.8], rtol=1e-6)
+        late = method(runs=2, first_epoch=1, reduce="sum")(rows(**{signal: self.VALUES}), seed=0)
+        np.testing.assert_allclose(late.score, [1.2, 0.1, 0.8], rtol=1e-6)
 
     def test_epochs_that_the_runs_do_not_have(self, method, signal):
         signals = rows(**{signal: self.VALUES})
@@ -158,6 +160,12 @@ class TestDynUnc:
     def test_a_run_shorter_than_the_window_is_one_window(self):
         short = DynUnc(window=10)(rows(true_probability=self.P), seed=0).score
         np.testing.assert_allclose(short, self.P.std(axis=1), atol=1e-7)
+
+    def test_the_default_window_is_of_ten_epochs(self):
+        line = np.random.default_rng(0).random((1, 11), np.float32)
+        expected = (line[0, :10].std() + line[0, 1:].std()) / 2
+        score = DynUnc()(rows(true_probability=line), seed=0).score
+        np.testing.assert_allclose(score, [expected], rtol=1e-5)
 
     def test_windows_stay_inside_a_run(self):
         # Two runs, each constant: only a window across their border would see a change.
