@@ -41,6 +41,10 @@ class KnnShapleyOptions(StepOptions):
         Neighbours looked at for each validation row, K* of the truncated form: rows beyond
         count 0 and no value is off by more than 1 / depth. None takes 10 k. As many as there
         are training rows gives exact values.
+    tail
+        What the last row looked at starts from. "share": what it is worth if labels beyond are
+        right as often as all the others of the table are. "zero": 0, as published; rows in a
+        neighbourhood of one label then get 0.
     validation
         "test": rows are valued by the test split. "self": by each other, none by itself.
     kind
@@ -49,6 +53,7 @@ class KnnShapleyOptions(StepOptions):
 
     k: int = Field(default=10, ge=1, le=10_000)
     depth: int | None = Field(default=None, ge=1)
+    tail: Literal["share", "zero"] = "share"
     validation: Literal["test", "self"] = "test"
     kind: Literal["auto", "flat", "hnsw", "ivf,pq"] = "auto"
 
@@ -63,6 +68,22 @@ class _Labels:
     def of(self, ids: Ints) -> Ints:
         """Labels of ids of any shape."""
         return np.asarray(self.label[np.searchsorted(self.ids, ids)], np.int64)
+
+
+class _Shares:
+    """How often the labels of rows that were not looked at are right."""
+
+    def __init__(self, label: Ints, alone: bool) -> None:
+        self._values, self._counts = np.unique(label, return_counts=True)
+        self._alone = int(alone)  # a row that asks is not its own candidate
+        self._candidates = len(label) - self._alone
+
+    def beyond(self, label: Ints, agree: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        """For the labels (Q,) of validation rows and what was seen (Q, K*): shares (Q,)."""
+        place = np.minimum(np.searchsorted(self._values, label), len(self._values) - 1)
+        right = np.where(self._values[place] == label, self._counts[place] - self._alone, 0)
+        left = max(1, self._candidates - agree.shape[1])
+        return np.asarray((right - agree.sum(axis=1)) / left, np.float64)
 
 
 def plan(options: KnnShapleyOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
@@ -110,15 +131,18 @@ def _values(job: Job) -> tuple[Ints, npt.NDArray[np.float64]]:
         unit_batches(vectors, train.ids), kind=options.kind, seed=job.seed, threads=job.threads
     )
     order = np.argsort(ids)
+    share = _Shares(train.label, alone) if options.tail == "share" else None
     total = np.zeros(n)
     for asked, rows in _blocks(vectors, asking.ids, max(1, _CELLS // depth)):
         if alone:
             found, _ = nearest_others(index, asked, rows, depth, threads=job.threads)
         else:
             found, _ = index.search(rows, depth, threads=job.threads)
-        agree = train.of(found) == asking.of(asked)[:, None]
+        label = asking.of(asked)
+        agree = train.of(found) == label[:, None]
         place = order[np.searchsorted(train.ids, found)]
-        part = knn_shapley(place, agree, options.k, n, candidates=candidates)
+        beyond = share.beyond(label, agree) if share else None
+        part = knn_shapley(place, agree, options.k, n, candidates=candidates, beyond=beyond)
         total += part * len(asked)
     return ids, total / len(asking.ids)
 

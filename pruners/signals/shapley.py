@@ -8,10 +8,18 @@ import numpy.typing as npt
 from ...errors import InputError
 from ..contract import BoolArray, IntArray
 
+Float64Array = npt.NDArray[np.float64]
+
 
 def knn_shapley(
-    neighbours: IntArray, agree: BoolArray, k: int, n: int, *, candidates: int | None = None
-) -> npt.NDArray[np.float64]:
+    neighbours: IntArray,
+    agree: BoolArray,
+    k: int,
+    n: int,
+    *,
+    candidates: int | None = None,
+    beyond: npt.NDArray[np.floating] | None = None,
+) -> Float64Array:
     """Shapley value of each of n training rows, mean over Q validation rows, (n,) float64.
 
     The utility of a set of training rows, for one validation row, is the number of its k
@@ -25,6 +33,11 @@ def knn_shapley(
     With fewer it is the truncated form of their theorem 2: the last row given and all beyond
     count 0, and no value is off by more than 1 / K*. The library cleanlab computes the
     truncated form with K* = k, and reports (1 + value) / 2.
+
+    That form gives rows in a neighbourhood of one label 0, as if nobody had looked at them.
+    `beyond` mends it, our own departure: unrolled, s_K* = a_K* / K* - sum over i > K* of
+    a_i / (i (i - 1)), and with a_i replaced by the share of right labels among the rows not
+    given, s_K* = a_K* / K* - beyond (1 / K* - 1 / N). The bound of 1 / K* still holds.
 
     Adds up in float64, O(Q K*) time and memory; call it for blocks of validation rows and add
     the results weighted by their sizes where Q is large.
@@ -42,11 +55,15 @@ def knn_shapley(
     candidates
         Training rows that a validation row may find; n by default, n - 1 where training rows
         are valued by one another and none finds itself.
+    beyond
+        (Q,) in [0, 1], the share of right labels among the candidates that are not given;
+        None for the published truncated form. Plays no part where all are given.
 
     Raises
     ------
     InputError
-        Shapes differ, a position is outside [0, n), or K* is below min(k, candidates).
+        Shapes differ, a position is outside [0, n), a share is outside [0, 1], or K* is below
+        min(k, candidates).
     """
     neighbours, agree = np.asarray(neighbours), np.asarray(agree)
     candidates = n if candidates is None else candidates
@@ -58,7 +75,11 @@ def knn_shapley(
     factor = np.minimum(k, place) / (place * k)
     right = agree.astype(np.float64)
     value = np.empty((asked, depth))
-    value[:, -1] = right[:, -1] * factor[-1] if depth == candidates else 0.0
+    value[:, -1] = 0.0
+    if depth == candidates:
+        value[:, -1] = right[:, -1] * factor[-1]
+    elif beyond is not None:
+        value[:, -1] = right[:, -1] / depth - _shares(beyond, asked) * (1 / depth - 1 / candidates)
     value[:, :-1] = (right[:, :-1] - right[:, 1:]) * factor[:-1]
     value = value[:, ::-1].cumsum(axis=1)[:, ::-1]
     total = np.bincount(neighbours.ravel(), weights=value.ravel(), minlength=n)
@@ -84,3 +105,13 @@ def _check(neighbours: IntArray, agree: BoolArray, k: int, n: int, candidates: i
             f"`neighbours` must be positions in 0..{n - 1}; found {int(neighbours.min())} to"
             f" {int(neighbours.max())}. Leave out rows that were not found."
         )
+
+
+def _shares(beyond: npt.NDArray[np.floating], asked: int) -> Float64Array:
+    shares = np.asarray(beyond, np.float64)
+    if shares.shape != (asked,) or not ((shares >= 0) & (shares <= 1)).all():
+        raise InputError(
+            f"`beyond` must hold a share from 0 to 1 for each of {asked} validation rows; found"
+            f" shape {shares.shape}."
+        )
+    return shares

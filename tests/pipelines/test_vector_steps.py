@@ -228,16 +228,21 @@ class TestNeighbours:
 
 
 class TestKnnShapley:
-    def wanted(self, rows, asking, k, depth, alone=False):
+    def wanted(self, rows, asking, k, depth, alone=False, tail="share"):
         train = rows.train
         wide = rows.vectors.astype(np.float64)
         cosine = wide[asking] @ wide[train].T
         if alone:
             np.fill_diagonal(cosine, -np.inf)
-        near = np.argsort(-cosine, axis=1)[:, :depth]
-        agree = rows.label[train][near] == rows.label[asking][:, None]
         candidates = len(train) - alone
-        value = knn_shapley(near, agree, k, len(train), candidates=candidates)
+        near = np.argsort(-cosine, axis=1)[:, :candidates]
+        agree = rows.label[train][near] == rows.label[asking][:, None]
+        beyond = None
+        if tail == "share" and depth < candidates:
+            beyond = agree[:, depth:].mean(axis=1)
+        near, agree = near[:, :depth], agree[:, :depth]
+        n = len(train)
+        value = knn_shapley(near, agree, k, n, candidates=candidates, beyond=beyond)
         return dict(zip(rows.ids[train].tolist(), value, strict=True))
 
     def check(self, table, wanted):
@@ -265,6 +270,18 @@ class TestKnnShapley:
         inputs = {"vectors": rows.embedded(store), "data": rows.data(store)}
         table = run(store, "knn_shapley", inputs, k=3, depth=depth, validation="self")
         self.check(table, self.wanted(rows, rows.train, 3, looked_at, alone=True))
+
+    @pytest.mark.parametrize("validation", ["test", "self"])
+    def test_the_published_tail(self, store, validation):
+        rows = Rows()
+        rows.label[rows.test[:3]] = 9  # a class that training does not have
+        inputs = {"vectors": rows.embedded(store), "data": rows.data(store)}
+        alone = validation == "self"
+        asking = rows.train if alone else rows.test
+        for tail in ("zero", "share"):
+            options = {"k": 3, "depth": 6, "tail": tail, "validation": validation}
+            table = run(store, "knn_shapley", inputs, **options)
+            self.check(table, self.wanted(rows, asking, 3, 6, alone, tail))
 
     def test_blocks_and_shards_do_not_matter(self, store, monkeypatch):
         rows = Rows()

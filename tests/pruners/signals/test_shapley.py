@@ -55,6 +55,14 @@ def test_golden_of_the_truncated_form():
     np.testing.assert_allclose(value, [0, -0.5, 0, 0, 0])
 
 
+def test_golden_of_the_share_beyond():
+    # The same with a quarter of the two other rows' labels right: s_3 = 1/3 - (1/3 - 1/5) / 4.
+    last = 1 / 3 - (1 / 3 - 1 / 5) / 4
+    asked = np.array([[4, 1, 0]]), np.array([[True, False, True]])
+    value = knn_shapley(*asked, 2, 5, beyond=np.array([0.25]))
+    np.testing.assert_allclose(value, [last, last - 0.5, 0, 0, last])
+
+
 @settings(max_examples=60, deadline=None)
 @given(games())
 def test_it_is_shapleys_value_with_all_rows_given(game):
@@ -72,8 +80,15 @@ def test_values_add_up_to_the_accuracy_and_depth_bounds_the_error(game, depth):
     accuracy = np.mean([a[:k].sum() / k for a in agree])
     assert exact.sum() == pytest.approx(accuracy)
     depth = min(max(depth, k), n)
-    part = knn_shapley(neighbours[:, :depth], agree[:, :depth], k, n)
+    near = neighbours[:, :depth], agree[:, :depth]
+    part = knn_shapley(*near, k, n)
     assert np.abs(part - exact).max() <= 1 / depth + 1e-12
+    share = agree[:, depth:].mean(axis=1) if depth < n else np.zeros(len(agree))
+    mended = knn_shapley(*near, k, n, beyond=share)
+    assert np.abs(mended - exact).max() <= 1 / depth + 1e-12
+    if depth == n or set(share) <= {0.0, 1.0}:  # nothing to guess about the rows beyond
+        listed = np.isin(np.arange(n), near[0]) if len(agree) == 1 else slice(0)
+        np.testing.assert_allclose(mended[listed], exact[listed], atol=1e-12)
 
 
 def test_blocks_add_up():
@@ -130,3 +145,9 @@ def test_what_is_refused(neighbours, k, n, match):
     neighbours = np.array(neighbours)
     with pytest.raises(InputError, match=match):
         knn_shapley(neighbours, neighbours == 0, k, n)
+
+
+@pytest.mark.parametrize("beyond", [[0.5, 0.5], [-0.1], [1.1], [np.nan]])
+def test_shares_beyond_that_are_none(beyond):
+    with pytest.raises(InputError, match="`beyond` must hold a share"):
+        knn_shapley(np.array([[0]]), np.array([[True]]), 1, 3, beyond=np.array(beyond))
