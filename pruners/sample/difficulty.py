@@ -10,7 +10,6 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ...errors import InputError
 from .. import rules
 from ..contract import (
     Array,
@@ -26,7 +25,6 @@ from ..trajectory import Float64Array, by_run, deviation, epoch_mean, run_mean, 
 from .best import keep_best
 
 Order = Literal["hard", "easy"]
-Reduce = Literal["mean", "sum"]
 Formula = Callable[[Array], Float64Array]
 
 CUT_REASONS = ("in_share", "beyond_share", "cut_as_hardest", "refilled")
@@ -128,45 +126,6 @@ def keep_by_order(
     if order == "hard":
         return keep_best(signals, difficulty, fraction, ("hard", "easy"))
     return keep_best(signals, -difficulty, fraction, ("easy", "hard"))
-
-
-def check_epochs(first: int, last: int | None, reduce: str) -> None:
-    """Refuse a range of epochs that cannot be, and a reduction that is neither mean nor sum."""
-    check_count("first_epoch", first)
-    if last is not None:
-        check_count("last_epoch", last, low=first)
-    check_choice("reduce", reduce, get_args(Reduce))
-
-
-def mean_of_epochs(
-    name: str,
-    trajectory: Array,
-    *,
-    runs: int,
-    first: int,
-    last: int | None,
-    reduce: Reduce,
-) -> FloatArray:
-    """Mean or sum over some epochs of each run, then mean over runs: (N,) float32.
-
-    Epochs are counted from 0; `first` and `last` are both used, None is the run's last one.
-
-    Raises
-    ------
-    InputError
-        The runs do not have these epochs, or see `by_run`.
-    """
-    values = by_run(name, trajectory, runs)
-    epochs = values.shape[2]
-    end = epochs if last is None else last + 1
-    if not first < end <= epochs:
-        raise InputError(
-            f"epochs {first} to {'the last' if last is None else last} of `{name}` were asked for;"
-            f" found {epochs} epochs a run, counted from 0. Set `first_epoch` and `last_epoch`"
-            " within them."
-        )
-    means = epoch_mean(values[:, :, first:end])
-    return run_mean(means * (end - first) if reduce == "sum" else means)
 
 
 def hardest(difficulty: FloatArray, ids: IntArray, cutoff: float) -> BoolArray:

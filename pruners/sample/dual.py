@@ -26,7 +26,7 @@ from .best import keep_best
 
 Sampling = Literal["beta", "none"]
 
-# C of the paper; its code adds 1 to alpha, which keeps the density bounded at probability 0.
+# alpha + beta is this and 1, so that alpha is at least 1 and the density bounded at probability 0.
 CONCENTRATION = 15.0
 # Rows by whose mean probability the density is placed: the highest scoring ones.
 ANCHORS = 10
@@ -54,11 +54,11 @@ class Dual:
     Needs a run long enough to memorise, 30 epochs (`SHORT_RUN`) or more: in a short one it finds
     flipped labels no better than chance.
 
-    Sources and departures: the formula of dual, ten anchors, and 16 where the paper's alpha
-    has C = 15, were read in the authors' code (behaapyy/dual-pruning), the paper's text of the
-    density was not at hand. That code passes score and order of rows in each other's place and
-    reads p from one epoch: not repeated. Its constant factor 10 is left out; p is held within
-    1e-6 of 0 and 1, and dual above 1e-12, so that every row can be drawn.
+    Sources and departures: both formulas were read in the authors' code (behaapyy/dual-pruning);
+    the paper's text of the density was not at hand and may have alpha = 15 - beta. That code
+    passes the scores and the order of rows in each other's place, and reads p from one epoch:
+    not repeated. Its constant factor 10 is left out; p is held within 1e-6 of 0 and 1, and dual
+    above 1e-12, so that every row can be drawn.
 
     Attributes
     ----------
@@ -71,7 +71,8 @@ class Dual:
     sampling
         "beta" or "none".
     c_d
-        How late easy rows come in as more is pruned, above 0: 4 for CIFAR, more for harder data.
+        How late easy rows come in as more is pruned, above 0; higher is later. The authors'
+        example for CIFAR-100 has 4.
     runs
         Training runs whose epochs stand side by side in the trajectory.
     """

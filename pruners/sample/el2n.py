@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..contract import Budget, Scope, Selection, Signals, Unit, check_count, check_fraction
-from .difficulty import Order, Reduce, check_epochs, check_order, keep_by_order, mean_of_epochs
+from .epochs import EpochScore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class El2n:
+class El2n(EpochScore):
     """Keep the rows with the longest error vector (EL2N, arXiv:2107.07075).
 
     score = mean over epochs and runs of the signal `el2n`, the Euclidean length of
@@ -36,34 +35,5 @@ class El2n:
         Training runs whose epochs stand side by side in the trajectory.
     """
 
-    unit: ClassVar[Unit] = "sample"
     needs: ClassVar[frozenset[str]] = frozenset({"id", "el2n"})
-    optional: ClassVar[frozenset[str]] = frozenset()
-    budget: ClassVar[Budget] = Budget("keep", "fraction")
-    scope: ClassVar[Scope] = "table"
-    group: ClassVar[str | None] = None
-    keep: float = 0.5
-    order: Order = "hard"
-    first_epoch: int = 0
-    last_epoch: int | None = None
-    reduce: Reduce = "mean"
-    runs: int = 1
-
-    def __post_init__(self) -> None:
-        check_fraction("keep", self.keep)
-        check_epochs(self.first_epoch, self.last_epoch, self.reduce)
-        check_order(self.order)
-        check_count("runs", self.runs, low=1)
-
-    def __call__(self, signals: Signals, *, seed: int) -> Selection:
-        """Decide for N rows; raises InputError where a signal is missing or not finite."""
-        signals.require(self.needs)
-        difficulty = mean_of_epochs(
-            "el2n",
-            signals["el2n"],
-            runs=self.runs,
-            first=self.first_epoch,
-            last=self.last_epoch,
-            reduce=self.reduce,
-        )
-        return keep_by_order(signals, difficulty, self.keep, self.order)
+    signal: ClassVar[str] = "el2n"
