@@ -334,6 +334,7 @@ class Trainer:
             momentum=0.9,
             nesterov=True,
             weight_decay=_DECAY,
+            fused=True,
         )
 
     def run(self, until: int, on_step: Callable[[int, float], None] | None = None) -> None:
