@@ -70,8 +70,8 @@ METHODS: dict[str, dict[str, Any]] = {
 # What stands beside the data in the recipe of each set, and the students' own options.
 SETS: dict[str, dict[str, Any]] = {
     "digits": {"holdout": 0.3, "epochs": 40, "steps": 800, "batch": 64},
-    "mnist": {"holdout": 0.6, "epochs": 30, "steps": 1500, "batch": 64},
-    "cifar": {"holdout": 0.2, "epochs": 30, "steps": 1500, "batch": 64},
+    "mnist": {"holdout": 0.6, "epochs": 30, "steps": 1000, "batch": 64},
+    "cifar": {"holdout": 0.2, "epochs": 30, "steps": 1000, "batch": 64},
 }
 ROLES = ("data", "dynamics", "vectors", "clusters", "neighbours", "shapley")
 
