@@ -271,14 +271,14 @@ def test_the_data_map_draws_each_row_once():
     spread = Spread(ids)
     first = int(decided.ids[1])  # the wrong label
     for epoch in (0, 1):
-        value = np.where(ids == first, [0.0, 1.0][epoch], 0.25)
+        value = np.where(ids == first, [0.0, 1.0][epoch], 0.75)
         spread.add(ids, np.zeros(8, np.int64), value)
     chart = page.data_map(decided, ids, spread)
     drawn = clouds(chart)
     assert {slot: len(places) for slot, places in drawn.items()} == {"s0": 4, "s1": 3, "s4": 1}
     ((x, y),) = drawn["s4"]
     assert int(x) > int(drawn["s0"][0][0]), "more variable: further right"
-    assert int(y) < int(drawn["s0"][0][1]), "surer: higher up"
+    assert int(y) > int(drawn["s0"][0][1]), "less sure: further down"
     names = [item["name"] for item in chart.legend]
     assert names == ["kept (4)", "dropped (3)", "wrong label (1, 0 of them kept)"]
 

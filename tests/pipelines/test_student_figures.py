@@ -15,6 +15,7 @@ from prunery.pipelines.student_figures import (
     percent,
     summary,
     summary_lines,
+    verdict,
 )
 
 from .dataset_pages import grid_rows, student
@@ -84,6 +85,20 @@ def test_what_differs_is_said_and_what_cannot_be_told_is_too():
     assert len(said) == 6
     for line in [comparison.sentence() for comparison in comparisons(Grid(grid_rows(seeds=2)))]:
         assert line.endswith(": too few seeds to tell at 25%, 50%.")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.01, 0.02, 0.03], "no difference that the seeds can tell at"),  # 0.02 ± 0.025
+        ([-0.01, -0.02, -0.03], "no difference that the seeds can tell at"),
+        ([0.02, 0.025, 0.03], "higher at"),  # 0.025 ± 0.012
+        ([-0.02, -0.025, -0.03], "lower at"),
+        ([0.5, 0.5], "too few seeds to tell at"),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_zero(values, said):
+    assert verdict(figure(values)) == said
 
 
 def test_comparisons_without_partners_are_left_out():
