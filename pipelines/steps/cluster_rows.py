@@ -13,6 +13,7 @@ from ...pruners import rules
 from ...storage import Table, TableWriter, nearest_centres, spherical_kmeans
 from ..dataset_tables import CLUSTERS
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..tables import among, kept_ids
 from ..vector_rows import Ints, check_vectors, row_numbers, training_ids, unit_batches
 
 _ROWS_A_CLUSTER = 64
@@ -52,7 +53,7 @@ def shard(job: Job, index: int, out: Rows) -> None:
 def finish(job: Job, writer: TableWriter) -> None:
     """Find the centres on a sample, then go through the rows once."""
     vectors = job.input("vectors")
-    only = training_ids(job.input("data")) if job.has("data") else None
+    only = _wanted(job)
     centres = _centres(job, vectors, only)
     shards = vectors.shards()
     for number in writer.pending(len(shards)):
@@ -63,6 +64,15 @@ def finish(job: Job, writer: TableWriter) -> None:
                 out.write(pa.table([ids, cluster.astype(np.int32), distance], schema=CLUSTERS))
                 kept += len(ids)
             out.count(kept=kept, dropped={})
+
+
+def _wanted(job: Job) -> Ints | None:
+    """Sorted ids of the rows to cluster; None for all."""
+    only = training_ids(job.input("data")) if job.has("data") else None
+    if job.has("decision"):
+        kept = kept_ids(job.input("decision"))
+        only = kept if only is None else only[among(only, kept)]
+    return only
 
 
 def _centres(job: Job, vectors: Table, only: Ints | None) -> npt.NDArray[np.float32]:
@@ -87,9 +97,10 @@ SPEC = StepSpec(
     inputs={
         "vectors": Slot(("teacher_outputs", "embed")),
         "data": Slot(("read_dataset",), optional=True),
+        "decision": Slot(("prune_passages", "prune_dataset"), optional=True),
     },
     plan=plan,
     shard=shard,
     finish=finish,
-    about="The k-means cluster of each embedding; with `data`, of the training rows alone.",
+    about="The k-means cluster of each embedding: of all rows, or of training or kept rows.",
 )

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import pyarrow as pa
 
 from ...errors import InputError
-from ...pruners.contract import Signals
+from ...pruners.contract import Array, Signals
 from ...storage import Table
 from ..decisions import SCHEMA, MethodOptions, decision_table
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepSpec
-from ..tables import vectors_of
+from ..tables import among, kept_ids, vectors_of
+
+BEFORE = "dropped_before"
+_CLUSTERED = ("cluster", "centroid_distance")
 
 
 class PrunePassagesOptions(MethodOptions):
@@ -28,31 +32,63 @@ class PrunePassagesOptions(MethodOptions):
 def plan(options: PrunePassagesOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
     """One shard: such methods look at the whole table."""
     pruner = options.pruner()
-    missing = pruner.needs - {"id", "embedding"}
+    have = {"id", "embedding", *(_CLUSTERED if "clusters" in inputs else ())}
+    missing = pruner.needs - have
     if missing:
         raise InputError(
             f"method `{options.method}` needs the signals {', '.join(sorted(missing))}, which"
-            " passages do not have. Choose a method that needs only ids and embeddings."
+            " passages do not have. Choose a method that needs only ids and embeddings, or give"
+            " the step an input `clusters`, made by cluster_rows."
         )
     return Plan(SCHEMA, 1, options.model_dump() | {"made": repr(pruner)})
 
 
 def shard(job: Job, index: int, out: Rows) -> None:
-    """Decide about every row at once."""
+    """Decide about every row at once; rows that an earlier decision dropped stay dropped."""
     options: PrunePassagesOptions = job.options  # type: ignore[assignment]
     rows = job.input("vectors").to_table()
     ids = rows.column("id").to_numpy().astype(np.int64)
-    signals = Signals({"id": ids, "embedding": vectors_of(rows.column("embedding"))})
-    selection = options.pruner()(signals, seed=job.seed)
-    out.write(decision_table(ids, selection))
-    out.count(selection.kept, selection.dropped())
+    left = np.ones(len(ids), np.bool_)
+    if job.has("after"):
+        left = among(ids, kept_ids(job.input("after")))
+    pruner = options.pruner()
+    arrays: dict[str, Array] = {"id": ids[left]}
+    if "embedding" in pruner.needs:
+        arrays["embedding"] = vectors_of(rows.column("embedding").filter(pa.array(left)))
+    for name in sorted(pruner.needs.intersection(_CLUSTERED)):
+        found = job.input("clusters").lookup(ids[left], columns=["id", name])
+        arrays[name] = found.column(name).to_numpy()
+    selection = pruner(Signals(arrays), seed=job.seed)
+    out.write(decision_table(ids[left], selection))
+    dropped = selection.dropped()
+    if not left.all():
+        out.write(_dropped_before(ids[~left]))
+        dropped[BEFORE] = int((~left).sum())
+    out.count(selection.kept, dropped)
+
+
+def _dropped_before(ids: Array) -> pa.Table:
+    n = len(ids)
+    columns = {
+        "id": pa.array(ids, pa.int64()),
+        "keep": pa.array(np.zeros(n, np.bool_)),
+        "score": pa.array(np.zeros(n, np.float32)),
+        "reason": pa.array([BEFORE] * n),
+        "threshold": pa.nulls(n, pa.float32()),
+        "rival": pa.nulls(n, pa.int64()),
+    }
+    return pa.table(columns, schema=SCHEMA)
 
 
 SPEC = StepSpec(
     name="prune_passages",
     version=1,
     options=PrunePassagesOptions,
-    inputs={"vectors": Slot(("embed",))},
+    inputs={
+        "vectors": Slot(("embed",)),
+        "clusters": Slot(("cluster_rows",), optional=True),
+        "after": Slot(("prune_passages",), optional=True),
+    },
     plan=plan,
     shard=shard,
     about="Which passages are worth indexing; near-duplicates go.",
