@@ -24,11 +24,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,10 +33,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .._version import __version__
-from ..errors import InputError, ModelError, StoreError
+from ..errors import InputError, ModelError
 from ..pruners.models.tokenizers import template_sha256, tokenizer_sha256
-from ..storage import Manifest, Store, Table, file_digest
+from ..storage import Store, Table
+from .exports import Exported, ancestor, check_target, new_folder, read_manifest, write_manifest
 from .sft_tables import EXPORT
 
 ExportFormat = Literal[
@@ -57,22 +53,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "open-instruct": _PLAIN,
     "olmo-core": ("input_ids", "completion_mask"),
 }
-MANIFEST = "manifest.json"
 SIDE = "samples.parquet"
 _ARRAYS = ("token_ids_part_0000.npy", "labels_mask_part_0000.npy")
 _STEP = "export_sft"
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """An export on disk: its folder, its manifest, and (from `load_export`) its rows.
-
-    `rows` has the columns of the format; for the format `rows`, one column `raw` of JSON text.
-    """
-
-    folder: Path
-    manifest: dict[str, Any]
-    rows: pa.Table | None = None
 
 
 def write_export(
@@ -136,14 +119,11 @@ def write_export(
             " `tokenizer` (--tokenizer)."
         )
     target = Path(folder)
-    _check_target(target, force)
+    check_target(target, force)
     digests = {name: table.manifest.models[name] for name in ("tokenizer", "chat_template")}
     if tokenizer is not None:
         check_tokenizer(tokenizer, digests)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    made.mkdir()
-    try:
+    with new_folder(target, force) as made:
         if format == "olmo-core":
             counts = _write_arrays(table, made, tokenizer.vocab_size)
         else:
@@ -155,18 +135,15 @@ def write_export(
             counts[name] = pc.sum(side.column(column)).as_py() or 0
         if tokenizer is not None:
             tokenizer.save_pretrained(made / "tokenizer")
-        manifest = _manifest(store, table.manifest, made, format, {**counts, **digests})
-        (made / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        if force and target.exists():
-            shutil.rmtree(target)
-        os.replace(made, target)
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        manifest = write_manifest(store, table.manifest, made, format, {**counts, **digests})
     return Exported(target, manifest)
 
 
 def load_export(folder: str | Path, tokenizer: Any = None) -> Exported:
     """Read an export back, after hashing every file again.
+
+    Its `rows` have the columns of the format; for the format `rows`, one column `raw` of JSON
+    text.
 
     `tokenizer`, where given, must be the one that the samples were made with. Its chat template
     is not compared: the rows are tokens already.
@@ -179,17 +156,7 @@ def load_export(folder: str | Path, tokenizer: Any = None) -> Exported:
         The tokenizer is another one.
     """
     home = Path(folder)
-    manifest = _read_manifest(home)
-    listed = manifest["files"]
-    found = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
-    for name in sorted({*listed, *found} - {MANIFEST}):
-        sha = file_digest(home / name) if name in found else "no such file"
-        if name not in listed or sha != listed[name]["sha256"]:
-            wanted = listed[name]["sha256"] if name in listed else "no such file"
-            raise StoreError(
-                f"{home / name}: expected {wanted} as {MANIFEST} lists, found {sha}. The export"
-                " was changed after it was written: export again."
-            )
+    manifest = read_manifest(home, FORMATS)
     if tokenizer is not None:
         check_tokenizer(tokenizer, {"tokenizer": manifest["tokenizer"]})
     return Exported(home, manifest, _read_rows(home, manifest))
@@ -207,15 +174,6 @@ def check_tokenizer(tokenizer: Any, digests: dict[str, str]) -> None:
                 f" {digests[name]}, found {sha}. The samples were made with another one: load"
                 " that, or tokenise the chats again with this one."
             )
-
-
-def _check_target(target: Path, force: bool) -> None:
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; expected a folder to write to.")
-    if target.exists() and any(target.iterdir()) and not force:
-        raise InputError(
-            f"{target} is not empty. Give another folder, or replace it with `force` (--force)."
-        )
 
 
 def _write_rows(
@@ -292,22 +250,16 @@ def _save_to_disk(made: Path, batches: Iterator[pa.RecordBatch], schema: pa.Sche
 
 
 def _write_raw(store: Store, table: Table, made: Path, chats: str | None) -> str:
-    source = store.table(chats) if chats else _ancestor(store, table.manifest, "read_chats")
+    source = (
+        store.table(chats)
+        if chats
+        else ancestor(store, table.manifest, "read_chats", option="chats")
+    )
     with open(made / "rows.jsonl", "w", encoding="utf-8") as file:
         for batch in table.batches(columns=["id"]):
             rows = source.lookup(batch.column("id").to_pylist(), columns=["raw"])
             file.writelines(raw + "\n" for raw in rows.column("raw").to_pylist())
     return "rows.jsonl"
-
-
-def _ancestor(store: Store, manifest: Manifest, step: str) -> Table:
-    found = [parent for parent in store.lineage(manifest.key) if parent.step == step]
-    if len(found) != 1:
-        raise InputError(
-            f"expected one table of `{step}` among the ancestors of `{manifest.name}`, found"
-            f" {len(found)}. Name it with `chats`."
-        )
-    return store.table(found[0].key)
 
 
 def _side(table: Table) -> pa.Table:
@@ -322,45 +274,6 @@ def _side(table: Table) -> pa.Table:
             pa.table({name: batch.column(name) for name in columns} | {"trained_tokens": trained})
         )
     return pa.concat_tables(made)
-
-
-def _manifest(
-    store: Store, table: Manifest, made: Path, format: str, more: dict[str, Any]
-) -> dict[str, Any]:
-    files = sorted(path for path in made.rglob("*") if path.is_file())
-    parents = store.lineage(table.key)
-    return {
-        "format": format,
-        **more,
-        "table": table.key,
-        "name": table.name,
-        "kept": table.kept,
-        "dropped": table.dropped,
-        "selection": table.notes,
-        "models": {f"{m.name}.{name}": sha for m in parents for name, sha in m.models.items()},
-        "lineage": [{"name": m.name, "step": m.step, "table": m.key} for m in parents],
-        "prunery": __version__,
-        "files": {
-            path.relative_to(made).as_posix(): {
-                "bytes": path.stat().st_size,
-                "sha256": file_digest(path),
-            }
-            for path in files
-        },
-    }
-
-
-def _read_manifest(home: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise StoreError(
-            f"{home}: expected an export with {MANIFEST}, found none that reads ({error}). Write"
-            " one with `prunery export`."
-        ) from error
-    if not isinstance(found, dict) or found.get("format") not in FORMATS:
-        raise StoreError(f"{home / MANIFEST} is not the manifest of an export. Export again.")
-    return found
 
 
 def _read_rows(home: Path, manifest: dict[str, Any]) -> pa.Table:
