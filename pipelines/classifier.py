@@ -368,7 +368,7 @@ class Trainer:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise ModelError(
-                f"training: expected a finite loss, found {value} at step {self.done + 1} (epoch"
+                f"expected a finite loss, found {value} at step {self.done + 1} (epoch"
                 f" {self.done // self.steps_a_pass}, from 0). Lower `learning_rate`, or look for"
                 " features of a huge scale."
             )

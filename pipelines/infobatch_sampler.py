@@ -136,7 +136,9 @@ class InfoBatchSampler(Sampler[int]):
         known = np.flatnonzero(np.isfinite(self._loss))
         if self.epoch == 0 or self.epoch >= self._full_from or not len(known):
             return keep, weight
-        signals = Signals({"id": self.ids[known], "answer_loss": self._loss[known]})
+        # Only the place beside the mean counts, so that a loss may be negative.
+        loss = self._loss[known] - self._loss[known].min()
+        signals = Signals({"id": self.ids[known], "answer_loss": loss})
         selection = self._method(signals, seed=row_id("infobatch", self.seed, self.epoch))
         keep[known], weight[known] = selection.keep, selection.weight
         return keep, weight

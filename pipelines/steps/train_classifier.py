@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ...errors import InputError
+from ...errors import InputError, ModelError
 from ...storage import Table, TableWriter, file_digest, row_id
 from ..dataset_tables import DYNAMICS, TRAIN
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from ...pruners.models.classifiers import Classifier, ModelSpec
     from ..classifier import Examples
     from ..dynamics import EpochWriter
@@ -140,7 +143,6 @@ def _train(
     """One run from its last saved epoch to its end."""
     from ..classifier import Trainer, make_model, predict
     from ..classifier_state import load_state, save_state, state_file
-    from ..dynamics import gradient_norms, last_layer_norms
 
     seed = row_id("train_classifier", job.seed, run)
     trainer = Trainer(
@@ -160,18 +162,34 @@ def _train(
     if 0 < done < options.epochs:  # what the next epoch is compared with
         epochs.epoch(run, done - 1, predict(trainer.model, examples.x)[0])
     for epoch in range(done, options.epochs):
-        trainer.run((epoch + 1) * trainer.steps_a_pass)
-        logits, features = predict(trainer.model, examples.x)
+        try:
+            trainer.run((epoch + 1) * trainer.steps_a_pass)
+            logits, features = predict(trainer.model, examples.x)
+        except ModelError as error:
+            raise ModelError(f"train_classifier, run {run}, epoch {epoch}: {error}") from error
         norms = None
         if epochs.is_pending(run, epoch):
-            if options.gradient_norm == "all":
-                norms = gradient_norms(trainer.model, examples.x, examples.label, "all")
-            elif options.gradient_norm == "last_layer":
-                bias = trainer.model.head.bias is not None
-                norms = last_layer_norms(logits, features, examples.label, bias=bias)
+            norms = _gradient_norms(options, trainer.model, examples, logits, features)
         epochs.epoch(run, epoch, logits, gradient_norm=norms)
         save_state(path, trainer.state())
     return trainer.model
+
+
+def _gradient_norms(
+    options: TrainClassifierOptions,
+    model: Classifier,
+    examples: Examples,
+    logits: npt.NDArray[np.float32],
+    features: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32] | None:
+    """As the option says; the last layer's come from the pass that was made anyway."""
+    from ..dynamics import gradient_norms, last_layer_norms
+
+    if options.gradient_norm is None:
+        return None
+    if options.gradient_norm == "all":
+        return gradient_norms(model, examples.x, examples.label, "all")
+    return last_layer_norms(logits, features, examples.label, bias=model.head.bias is not None)
 
 
 SPEC = StepSpec(

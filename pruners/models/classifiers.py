@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -321,9 +322,12 @@ def _shape(value: object) -> str:
 
 
 def factory_file(name: str) -> Path | None:
-    """Source file of a factory's module, to be digested; None where it has none."""
-    module = importlib.import_module(name.partition(":")[0])
-    found = getattr(module, "__file__", None)
+    """Source file of a factory's module, to be digested; None where it has none.
+
+    Raises RecipeError where the factory cannot be imported.
+    """
+    _factory(name)
+    found = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
     return Path(found) if found else None
 
 
