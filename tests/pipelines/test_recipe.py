@@ -60,13 +60,13 @@ def test_good_recipe_is_ordered_by_its_inputs(tmp_path):
         (
             "    inputs: {chunks: chunks}\n",
             "",
-            r"needs the input `chunks` \(a chunk or read_chats step\)",
+            r"needs the input `chunks` \(a chunk or read_chats or read_dataset step\)",
         ),
         ("chunks: chunks", "chunks: chunk", "unknown step `chunk`; known: vectors, chunks, keep"),
         (
             "chunks: chunks",
             "chunks: keep",
-            "expected the name of a chunk or read_chats step; `keep` is a",
+            "expected the name of a chunk or read_chats or read_dataset step; `keep` is a",
         ),
         ("vectors: vectors", "vectors: keep", "expected the name of a embed step"),
         ("method: near_duplicate", "method: cosine", "unknown method `cosine`; known here: random"),
@@ -145,7 +145,7 @@ def test_an_override_may_choose_another_method():
         ("keep.step=chunk", "expected STEP.OPTION"),
         ("chunks.max_tokens=many", "valid integer"),
         ("chunks.max_tokens=[", "not valid YAML"),
-        ("vectors.inputs.chunks=keep", "expected the name of a chunk or read_chats step"),
+        ("vectors.inputs.chunks=keep", "expected the name of a chunk or read_chats or read_dataset step"),
     ],
 )
 def test_overrides_that_do_not_fit(setting, words):
