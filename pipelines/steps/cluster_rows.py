@@ -16,7 +16,7 @@ from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
 from ..tables import among, kept_ids
 from ..vector_rows import Ints, check_vectors, row_numbers, training_ids, unit_batches
 
-_ROWS_A_CLUSTER = 64
+_ROWS_A_CLUSTER = 128
 
 
 class ClusterRowsOptions(StepOptions):
@@ -26,11 +26,12 @@ class ClusterRowsOptions(StepOptions):
     ----------
     clusters
         How many; None takes about the square root of the number of rows. Fewer distinct rows
-        than that make one cluster each.
+        than that make one cluster each. Near-duplicates that clusters part are not found:
+        fewer clusters part fewer, and cost SemDeDup more.
     iterations
         Rounds of k-means.
     sample
-        Rows that the centres are found from, drawn by (seed, id); None takes 64 a cluster.
+        Rows that the centres are found from, drawn by (seed, id); None takes 128 a cluster.
         At least as many as clusters. Only these stand in memory.
     """
 

@@ -46,7 +46,8 @@ class KnnShapleyOptions(StepOptions):
         right as often as all the others of the table are. "zero": 0, as published; rows in a
         neighbourhood of one label then get 0.
     validation
-        "test": rows are valued by the test split. "self": by each other, none by itself.
+        "test": rows are valued by the test split. "self": by each other, none by itself,
+        which takes N^2 d multiply-adds with an exact index.
     kind
         Index that neighbours are sought with; flat and auto up to a million rows are exact.
     """

@@ -44,6 +44,7 @@ SWITCHED = {
     "forgetting, easy": ("forgetting", {"order": "easy", "runs": 2}),
     "aum, hard": ("aum", {"order": "hard", "runs": 4}),
     "memorisation, easy": ("memorisation", {"order": "easy"}),
+    "prototypes, easy": ("prototypes", {"order": "easy"}),
     "dyn_unc, short windows": ("dyn_unc", {"window": 3, "runs": 2}),
     "tdds, short windows": ("tdds", {"window": 3, "epochs": 5, "runs": 2}),
     "dual, top": ("dual", {"sampling": "none", "runs": 2}),
