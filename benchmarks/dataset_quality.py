@@ -69,9 +69,30 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # What stands beside the data in the recipe of each set, and the students' own options.
 SETS: dict[str, dict[str, Any]] = {
-    "digits": {"holdout": 0.3, "epochs": 40, "steps": 800, "batch": 64},
-    "mnist": {"holdout": 0.6, "epochs": 30, "steps": 1000, "batch": 64},
-    "cifar": {"holdout": 0.2, "epochs": 30, "steps": 1000, "batch": 64},
+    "digits": {
+        "model": "mlp",
+        "hidden": 256,
+        "holdout": 0.3,
+        "epochs": 40,
+        "steps": 800,
+        "batch": 64,
+    },
+    "mnist": {
+        "model": "mlp",
+        "hidden": 256,
+        "holdout": 0.6,
+        "epochs": 30,
+        "steps": 1000,
+        "batch": 64,
+    },
+    "cifar": {
+        "model": "cnn",
+        "hidden": 128,
+        "holdout": 0.2,
+        "epochs": 20,
+        "steps": 1000,
+        "batch": 64,
+    },
 }
 ROLES = ("data", "dynamics", "vectors", "clusters", "neighbours", "shapley")
 
@@ -107,6 +128,8 @@ def recipe_text(name: str, noise: float, folder: Path) -> str:
         "dynamics": {
             "step": "train_classifier",
             "inputs": {"data": "data"},
+            "model": own["model"],
+            "hidden": own["hidden"],
             "epochs": own["epochs"],
             "batch_size": own["batch"],
             "gradient_norm": "last_layer",

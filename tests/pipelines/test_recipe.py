@@ -145,7 +145,7 @@ def test_an_override_may_choose_another_method():
         ("keep.step=chunk", "expected STEP.OPTION"),
         ("chunks.max_tokens=many", "valid integer"),
         ("chunks.max_tokens=[", "not valid YAML"),
-        ("vectors.inputs.chunks=keep", "expected the name of a chunk or read_chats or read_dataset step"),
+        ("vectors.inputs.chunks=keep", "the name of a chunk or read_chats or read_dataset step"),
     ],
 )
 def test_overrides_that_do_not_fit(setting, words):
