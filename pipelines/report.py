@@ -251,16 +251,22 @@ def fates(kept: int, dropped: int) -> list[dict[str, str]]:
     ]
 
 
-def frame(job: Job, decided: Table, title: str, about: str) -> dict[str, Any]:
-    """The fields of `ReportData` that every page fills alike, from the tables' manifests."""
+def frame(
+    job: Job, decided: Table, title: str, about: str, also: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The fields of `ReportData` that every page fills alike, from the tables' manifests.
+
+    `also` names options of the decision's step that are told beside those of the method.
+    """
     made = decided.manifest.options
+    settings = {**made["options"], **{name: made[name] for name in also if made.get(name)}}
     manifests = ancestry(job)
     return {
         "title": title,
         "about": about,
         "created": max(m.created for m in manifests)[:19].replace("T", " "),
         "method": made["method"],
-        "settings": ", ".join(f"{key}={value}" for key, value in made["options"].items()),
+        "settings": ", ".join(f"{key}={value}" for key, value in settings.items()),
         "lineage": lineage_rows(manifests),
         "models": sorted({(f"{m.name}: {k}", v) for m in manifests for k, v in m.models.items()}),
         "libraries": libraries(manifests),

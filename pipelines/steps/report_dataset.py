@@ -16,6 +16,8 @@ from ..dataset_tables import TEST
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
 from ..tables import rows_by_id
 
+_BESIDE_METHOD = ("difficulty", "by", "balance")  # what prune_dataset lays over any method
+
 
 class ReportDatasetOptions(StepOptions):
     """Options of `report_dataset`.
@@ -60,7 +62,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     classes = dataset_report.class_rows(rows)
     examples = _examples(job, rows, options.examples)
     data = report.ReportData(
-        **report.frame(job, job.input("decision"), options.title, options.about),
+        **report.frame(job, job.input("decision"), options.title, options.about, _BESIDE_METHOD),
         cards=dataset_report.cards(rows, grid),
         charts=charts,
         rows=classes,
