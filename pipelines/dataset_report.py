@@ -187,12 +187,16 @@ def _zero(value: float) -> float:
 
 
 def alpha_charts(rows: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Held-out accuracy against alpha, a chart a selection and a line a kept fraction."""
+    """Held-out accuracy against alpha, a chart a selection and a line a kept fraction.
+
+    Full data is a line of each.
+    """
+    full = [row for row in rows if row["selection"] == FULL]
     made = []
-    for selection, name in ((RANDOM, "random"), (CHOSEN, "chosen"), (FULL, "all")):
+    for selection in (RANDOM, CHOSEN):
         of_selection = [row for row in rows if row["selection"] == selection]
         if of_selection:
-            made.append(_alpha_chart(name, of_selection))
+            made.append(_alpha_chart(selection, [*of_selection, *full]))
     return made
 
 
@@ -224,7 +228,8 @@ def _alpha_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
     )
     note = (
         "Short trainings, judged on a held-out part of the kept rows with the labels they have."
-        " The large dot is the alpha that the students are trained with."
+        " The large dot is the alpha that the students are trained with: not the highest point"
+        " where others are as good within chance."
     )
     if len(spaced) < len(fractions):
         note += f" {len(spaced)} of {len(fractions)} shares are drawn."
@@ -382,7 +387,7 @@ def grid_rows(grid: Grid) -> list[dict[str, str]]:
                 "steps": _span(row["steps"] for row in students),
                 **_cell("plain", grid, fraction, plain),
                 **_cell("taught", grid, fraction, taught),
-                "gain": f"{100 * gain.mean:+.1f}" if gain.n else "",
+                "gain": _points(gain.mean) if gain.n else "",
                 "alpha": _span(row["alpha"] for row in grid.students(fraction, taught)),
                 "seeds": _span(
                     found.n
@@ -417,14 +422,18 @@ def _difference(found: Figure | None) -> dict[str, str]:
         return {"value": "", "interval": "", "cls": ""}
     interval = ""
     if math.isfinite(found.half):
-        low, high = (100 * (found.mean + side * found.half) for side in (-1, 1))
-        interval = f"{low:+.1f} to {high:+.1f}"
+        interval = " to ".join(_points(found.mean + side * found.half) for side in (-1, 1))
     classes = dict(zip(VERDICTS, ("kept", "lost", "", "none"), strict=True))
     return {
-        "value": f"{100 * found.mean:+.1f}",
+        "value": _points(found.mean),
         "interval": interval,
         "cls": classes[verdict(found)],
     }
+
+
+def _points(difference: float) -> str:
+    """A difference of accuracies in points, with its sign; a rounded nothing has a plus."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _span(values: Iterable[float]) -> str:
@@ -503,7 +512,7 @@ def example(
         "predicted": "",
         "fate": "kept" if rows.keep[number] else "dropped",
         "cls": "kept" if rows.keep[number] else "lost",
-        "score": f"{rows.score[number]:.4g}",
+        "score": f"{rows.score[number] + 0.0:.4g}",  # + 0.0: not "-0"
         "reason": str(rows.reason[number]),
         "picture": "",
         "text": "",

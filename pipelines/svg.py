@@ -39,11 +39,14 @@ class Level:
     spread: float = math.nan
 
 
-def around(values: Iterable[float], limits: Point = (0.0, 1.0)) -> Point:
-    """The range of the finite values and a little more, within `limits`."""
+def around(values: Iterable[float], limits: Point = (0.0, 1.0), *, least: float = 0.04) -> Point:
+    """The range of the finite values and a little more, within `limits`.
+
+    It is `least` wide where the limits allow, so that a trifle does not look like a cliff.
+    """
     finite = [value for value in values if math.isfinite(value)]
     low, high = min(finite, default=limits[0]), max(finite, default=limits[1])
-    room = 0.06 * (high - low) or 0.01 * (limits[1] - limits[0])
+    room = max(0.06 * (high - low), (least - (high - low)) / 2)
     return max(limits[0], low - room), min(limits[1], high + room)
 
 

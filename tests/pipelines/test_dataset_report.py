@@ -331,7 +331,11 @@ def test_alpha_is_drawn_for_each_selection_and_fraction():
     many = page.alpha_charts(made.alpha_rows(fractions=np.linspace(0.1, 0.9, 9).tolist()))[0]
     assert [item["name"] for item in many.legend][0::5] == ["10% kept", "90% kept"]
     assert "6 of 9 shares are drawn" in many.note
-    assert page.alpha_charts([]) == []
+    full = made.alpha_rows(fractions=(1.0,), selections=("full",))
+    both = page.alpha_charts([*made.alpha_rows(fractions=(0.1,)), *full])
+    for chart in both:
+        assert [item["name"] for item in chart.legend] == ["10% kept", "100% kept"]
+    assert page.alpha_charts([]) == page.alpha_charts(full) == []
 
 
 def test_students_in_numbers():
@@ -353,6 +357,20 @@ def test_students_in_numbers():
     assert (last["plain"], last["taught"], last["gain"], last["alpha"]) == (
         "91.0 ± 2.5%", "", "", "",
     )  # fmt: skip
+
+
+def test_nothing_has_no_minus():
+    rows_ = [
+        made.student(0.5, name, False, seed, 0.5 - 1e-5 * (name == "chosen") * (seed + 1))
+        for name in ("random", "chosen")
+        for seed in (0, 1, 2)
+    ]
+    grid = Grid(rows_)
+    (cell,) = page.comparison_rows(comparisons(grid), grid.fractions)[0]["cells"]
+    assert (cell["value"], cell["interval"]) == ("+0.0", "+0.0 to +0.0")
+    flat = rows(score=np.array([-0.0] * 8, np.float32))
+    row = {"source": "s", "image": b"", "text": "t", "features": []}
+    assert page.example(flat, 0, "most", row, None)["score"] == "0"
 
 
 def test_spans_of_numbers():

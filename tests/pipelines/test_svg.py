@@ -76,8 +76,9 @@ def test_a_level_is_drawn_across_with_its_interval():
 def test_around():
     assert svg.around([0.5, 0.6]) == pytest.approx((0.494, 0.606))
     assert svg.around([0.2, 1.0]) == pytest.approx((0.152, 1.0))
-    low, high = svg.around([0.7, 0.7, math.nan])
-    assert low < 0.7 < high
+    assert svg.around([0.7, 0.7, math.nan]) == pytest.approx((0.68, 0.72))
+    assert svg.around([0.7, 0.71]) == pytest.approx((0.685, 0.725)), "a trifle looks like one"
+    assert svg.around([0.999]) == pytest.approx((0.979, 1.0))
     assert svg.around([]) == (0.0, 1.0)
 
 
