@@ -363,7 +363,8 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="trl, trainer, axolotl, llama-factory, open-instruct, olmo-core or rows."
+            help="Of export_sft: trl, trainer, axolotl, llama-factory, open-instruct, olmo-core or"
+            " rows. Of prune_dataset: rows, ids or imagefolder."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write; must be empty.")],
@@ -374,33 +375,61 @@ def export(
     chats: Annotated[
         str | None, typer.Option(help="Table of read_chats, for rows. [default: its ancestor]")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Table of read_dataset, for prune_dataset. [default: its ancestor]"),
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="Table of teacher_outputs: its log probabilities stand beside the rows."),
+    ] = None,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="JSON lines instead of Parquet.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a fine-tuning selection (a table of export_sft) for a trainer."""
-    from .pipelines.sft_export import write_export
-    from .pruners.models.tokenizers import load_tokenizer, tokenizer_folder
+    """Write a selection for a trainer: a table of export_sft, or a decision of prune_dataset."""
+    from .pipelines import dataset_export
 
-    result = write_export(
-        _store(store),
-        table,
-        out,
-        format=format,  # type: ignore[arg-type]  # refused by name inside
-        chats=chats,
-        tokenizer=load_tokenizer(tokenizer_folder(tokenizer)) if tokenizer else None,
-        jsonl=jsonl,
-        force=force,
-    )
+    opened = _store(store)
+    of_dataset = opened.manifest(table).step in dataset_export.STEPS
+    foreign: dict[str, object] = {"data": data, "teacher": teacher}
+    if of_dataset:
+        foreign = {"tokenizer": tokenizer, "chats": chats, "jsonl": jsonl}
+    given = [f"--{name}" for name, value in foreign.items() if value]
+    if given:
+        kind = "rows of a data set" if of_dataset else "fine-tuning samples"
+        raise InputError(f"{', '.join(given)}: `{table}` is about {kind}. Leave it out.")
+    if of_dataset:
+        result = dataset_export.write_dataset_export(
+            opened,
+            table,
+            out,
+            format=format,  # type: ignore[arg-type]  # refused by name inside
+            data=data,
+            teacher=teacher,
+            force=force,
+        )
+        line = "{rows} of {decided_rows} training rows, {test_rows} held out"
+    else:
+        from .pipelines.sft_export import write_export
+        from .pruners.models.tokenizers import load_tokenizer, tokenizer_folder
+
+        result = write_export(
+            opened,
+            table,
+            out,
+            format=format,  # type: ignore[arg-type]  # refused by name inside
+            chats=chats,
+            tokenizer=load_tokenizer(tokenizer_folder(tokenizer)) if tokenizer else None,
+            jsonl=jsonl,
+            force=force,
+        )
+        line = "{rows} samples, {trained_tokens} of {tokens} tokens trained"
     if as_json:
         _print_json(result.manifest)
         return
-    made = result.manifest
-    typer.echo(
-        f"{out / made['data']}: {made['rows']} samples, {made['trained_tokens']} of"
-        f" {made['tokens']} tokens trained"
-    )
+    typer.echo(f"{out / result.manifest['data']}: {line.format(**result.manifest)}")
 
 
 @train_app.command("provence")
