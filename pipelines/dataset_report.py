@@ -228,6 +228,7 @@ def _alpha_chart(name: str, rows: Sequence[Mapping[str, Any]]) -> Chart:
     )
     note = (
         "Short trainings, judged on a held-out part of the kept rows with the labels they have."
+        " Each line is judged on rows of its own: compare shapes, not heights."
         " The large dot is the alpha that the students are trained with: not the highest point"
         " where others are as good within chance."
     )

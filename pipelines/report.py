@@ -252,14 +252,14 @@ def fates(kept: int, dropped: int) -> list[dict[str, str]]:
 
 
 def frame(
-    job: Job, decided: Table, title: str, about: str, also: Sequence[str] = ()
+    job: Job, decided: Table, title: str, about: str, also: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The fields of `ReportData` that every page fills alike, from the tables' manifests.
 
-    `also` names options of the decision's step that are told beside those of the method.
+    `also` holds settings of the decision beside those of its method.
     """
     made = decided.manifest.options
-    settings = {**made["options"], **{name: made[name] for name in also if made.get(name)}}
+    settings = {**made["options"], **(also or {})}
     manifests = ancestry(job)
     return {
         "title": title,

@@ -16,8 +16,6 @@ from ..dataset_tables import TEST
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
 from ..tables import rows_by_id
 
-_BESIDE_METHOD = ("difficulty", "by", "balance")  # what prune_dataset lays over any method
-
 
 class ReportDatasetOptions(StepOptions):
     """Options of `report_dataset`.
@@ -62,7 +60,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     classes = dataset_report.class_rows(rows)
     examples = _examples(job, rows, options.examples)
     data = report.ReportData(
-        **report.frame(job, job.input("decision"), options.title, options.about, _BESIDE_METHOD),
+        **report.frame(job, job.input("decision"), options.title, options.about, _settings(job)),
         cards=dataset_report.cards(rows, grid),
         charts=charts,
         rows=classes,
@@ -85,6 +83,14 @@ def finish(job: Job, writer: TableWriter) -> None:
         },
     )
     writer.attach("report.html", report.render(data).encode("utf-8"))
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    """What the decision laid over its method."""
+    made = job.input("decision").manifest.options
+    balance = dict(zip(("balance", "floor", "cap"), made.get("balance") or (), strict=False))
+    named = {name: made.get(name) for name in ("difficulty", "by")} | balance
+    return {name: value for name, value in named.items() if value}
 
 
 def _decided(job: Job) -> Decided:

@@ -98,7 +98,13 @@ def data(store, **options):
 
 def decision(store, data_key, rows=None):
     """Key of the decision."""
-    made = {"method": "best", "options": {"keep": 0.5}, "difficulty": "aum", "by": None}
+    made = {
+        "method": "best",
+        "options": {"keep": 0.5},
+        "difficulty": "aum",
+        "by": None,
+        "balance": ["class", 0.5, None],
+    }
     rows = decision_rows() if rows is None else rows
     return write(
         store, "prune", "prune_dataset", DATASET_DECISION, rows, inputs=[data_key], options=made

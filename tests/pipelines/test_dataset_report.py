@@ -71,7 +71,10 @@ def test_the_whole_page(store):
     assert "A &lt;b&gt;title&lt;/b&gt;" in shown
     assert "<dog>" not in shown
     assert "&lt;dog&gt;" in shown
-    assert "<code>best</code> with <code>keep=0.5, difficulty=aum</code>" in shown
+    assert (
+        "<code>best</code> with <code>keep=0.5, difficulty=aum, balance=class, floor=0.5</code>"
+        in shown
+    )
     assert "8 → 4" in shown
     assert "2 of 3" in shown
     assert "1 → 0" in shown, "wrong labels"
