@@ -31,7 +31,7 @@ Ints = npt.NDArray[np.int64]
 # The inputs of every step that decides, or looks at what methods say, about a data set.
 INPUTS = {
     "data": Slot(("read_dataset",)),
-    "dynamics": Slot(("train_classifier",), optional=True),
+    "dynamics": Slot(("train_classifier", "record_dynamics"), optional=True),
     "vectors": Slot(("teacher_outputs", "embed"), optional=True),
     "clusters": Slot(("cluster_rows",), optional=True),
     "neighbours": Slot(("neighbours",), optional=True),
