@@ -46,7 +46,7 @@ def step_kernel(
     ROWS: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    """Lower `distance` of `count` rows, and write each block's highest to `best` and its row to `place`."""
+    """Lower `distance` (count,); write each block's highest to `best`, its row to `place`."""
     block = tl.program_id(0)
     row = block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     row_in = row < count

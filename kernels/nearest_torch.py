@@ -1,7 +1,8 @@
 """`pairwise_topk` in torch: blocks of values, and keys that sort by value and then by index.
 
-The best of a block are found by value. Keys are made of those alone, 2 k a row, which costs little
-beside the block, and of a whole row where its border is tied, which `torch.topk` may cut anywhere.
+Keys are made of those values of a block alone that pass the worst of the k best so far: few, but
+for the first block, whose own k-th best is the bar. So most of a block costs its product and one
+comparison.
 """
 
 from __future__ import annotations
@@ -49,28 +50,30 @@ def blocked(
     # As few that float32 copies of the points, and their squares, are no larger than a block.
     width = max(1, min(len(points), cells // max(most, points.shape[1])))
     best = no_keys(len(queries), k, queries)
+    scratch = queries.new_empty(most * width, dtype=torch.float32)
     with torch.autocast(queries.device.type, enabled=False):
         for first in range(0, len(points), width):
             part = points[first : first + width].float()
             lengths = part.square().sum(1) if near else None
             for start in range(0, len(queries), most):
                 rows = slice(start, start + most)
-                values = _values(queries[rows].float(), part, lengths)
+                some = queries[rows].float()
+                values = scratch[: len(some) * len(part)].view(len(some), len(part))
+                _fill(values, some, part, lengths)
                 if exclude is not None:
                     _leave_out(values, exclude[rows] - first)
-                found = torch.cat([best[rows], _top_keys(values, k, first)], 1)
+                found = torch.cat([best[rows], _better_keys(values, best[rows], first)], 1)
                 best[rows] = found.topk(k, 1).values
     return of_keys(best)
 
 
-def _values(
-    queries: torch.Tensor, points: torch.Tensor, lengths: torch.Tensor | None
-) -> torch.Tensor:
-    """(rows, points) float32, -inf in place of NaN."""
-    values = queries @ points.T
+def _fill(
+    values: torch.Tensor, queries: torch.Tensor, points: torch.Tensor, lengths: torch.Tensor | None
+) -> None:
+    """Write products, or with `lengths` negative squared distances, to `values` (n, m)."""
+    torch.mm(queries, points.T, out=values)
     if lengths is not None:
         values.mul_(2.0).sub_(lengths).sub_(queries.square().sum(1, keepdim=True)).clamp_(max=0.0)
-    return values.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _leave_out(values: torch.Tensor, column: torch.Tensor) -> None:
@@ -80,15 +83,21 @@ def _leave_out(values: torch.Tensor, column: torch.Tensor) -> None:
     values[rows, column[rows]] = -torch.inf
 
 
-def _top_keys(values: torch.Tensor, k: int, first: int) -> torch.Tensor:
-    """Keys of the k best of each row (all where there are fewer); column 0 is point `first`."""
-    width = values.shape[1]
-    top, column = values.topk(min(k + 1, width), 1)
-    keys = keys_of(top[:, :k] + 0.0, column[:, :k] + first)
-    if width > k:
-        # The next one is as good as the last: which of them were taken is not said.
-        tied = (top[:, k] == top[:, k - 1]).nonzero().squeeze(1)
-        if len(tied):
-            place = torch.arange(first, first + width, device=values.device)
-            keys[tied] = keys_of(values[tied] + 0.0, place).topk(k, 1).values
+def _better_keys(values: torch.Tensor, best: torch.Tensor, first: int) -> torch.Tensor:
+    """Keys of what may be among the best k of each row, filled up to one width with no keys.
+
+    `values` (n, m) of points `first` and on; `best` (n, k) keys of the points before those, so
+    an equal value is no better. NaN and -inf never are.
+    """
+    rows, k = best.shape
+    better = values > of_keys(best[:, -1:])[0]
+    if values.shape[1] > k and int(better.count_nonzero()) > 2 * k * rows:
+        # Most of them are not among the best of this block. Those equal to the k-th of it stay.
+        finite = values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        better &= values >= finite.topk(k, 1).values[:, -1:]
+    row, column = better.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=rows)
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    keys = no_keys(rows, int(counts.max()) if rows else 0, values)
+    keys[row, place] = keys_of(values[row, column] + 0.0, column + first)
     return keys
