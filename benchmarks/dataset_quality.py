@@ -229,7 +229,13 @@ def run(given: argparse.Namespace) -> None:
     tables = {name: store.table(m.key) for name, m in result.manifests.items()}
     cells = Cells(given.out / "cells.jsonl")
     own = SETS[given.data]
-    options = StudentOptions(fractions=given.fractions, steps=own["steps"], batch_size=own["batch"])
+    options = StudentOptions(
+        fractions=given.fractions,
+        model=own["model"],
+        hidden=own["hidden"],
+        steps=own["steps"],
+        batch_size=own["batch"],
+    )
     for method, room in rooms(given, tables):
         lines = [(RANDOM if method == RANDOM else CHOSEN, f) for f in given.fractions]
         for line in lines:
