@@ -80,10 +80,16 @@ def test_no_more_centres_than_distinct_rows():
     vectors[5] = 0
     centres = spherical_kmeans(vectors, 50)
     assert np.array_equal(centres, vectors[[0, 10, 20]])
+    assert np.array_equal(spherical_kmeans(vectors, 3), centres)
     cluster, distance = nearest_centres(vectors, centres)
     assert np.array_equal(cluster, [0] * 10 + [1] * 10 + [2] * 10)
     assert distance[5] == 1.0
     assert not np.delete(distance, 5).any()
+
+
+def test_minus_zero_is_zero():
+    vectors = np.array([[0.0, 1.0], [-0.0, 1.0]], np.float32)
+    assert len(spherical_kmeans(vectors, 2)) == 1
 
 
 def test_few_distinct_rows_among_many_copies_are_first_centres():

@@ -83,6 +83,12 @@ class TestHerding:
             mine = [int(ids[row]) for row in picks if row // 40 == kind]
             assert mine == sorted(ids[kind * 40 : kind * 40 + 40])[: len(mine)]
 
+    def test_a_tie_between_rows_of_unlike_length_goes_by_smaller_id(self):
+        # 1 and 3 are both 1 away from their mean, 2.
+        vectors = np.array([[3.0], [1.0]], np.float32)
+        assert herd(vectors, np.array([0, 1]), 1).tolist() == [0]
+        assert herd(vectors, np.array([1, 0]), 1).tolist() == [1]
+
     @pytest.mark.parametrize(("n", "count"), [(0, 0), (1, 1), (5, 0), (5, 5)])
     def test_borders(self, n, count):
         assert sorted(herd(unit_rows(5, 3)[:n], np.arange(n), count)) == list(range(count))
@@ -178,6 +184,33 @@ class TestSemDeDup:
             selection = SemDeDup(distance=0.01, mode=mode)(signals, seed=0)
             assert selection.keep.tolist() == [False, True, False, False, True]
             assert selection.rival.tolist() == [1, -1, 1, 4, -1]
+
+    @pytest.mark.parametrize("mode", ["published", "greedy"])
+    def test_an_exact_copy_goes_even_at_distance_zero(self, mode):
+        vectors = np.repeat(unit_rows(2, 384), 3, axis=0)
+        signals = rows(embedding=vectors, cluster=[0] * 6, centroid_distance=[0.1] * 6)
+        selection = SemDeDup(distance=0.0, mode=mode)(signals, seed=0)
+        assert selection.keep.tolist() == [True, False, False] * 2
+        assert selection.rival.tolist() == [-1, 0, 0, -1, 3, 3]
+
+    def test_a_row_at_the_border_is_dropped_and_hides_nobody_in_greedy_mode(self):
+        signals = rows(
+            embedding=unit(0, 10, 20), cluster=[0] * 3, centroid_distance=[0.3, 0.2, 0.1]
+        )
+        border = float(SemDeDup()(signals, seed=0).score[1])
+        selection = SemDeDup(distance=border, mode="greedy")(signals, seed=0)
+        assert selection.keep.tolist() == [True, False, True]
+
+    @pytest.mark.parametrize("block", [1, 2, 8])
+    def test_of_two_kept_rows_as_near_the_earlier_is_the_rival(self, monkeypatch, block):
+        monkeypatch.setattr(semdedup, "_BLOCK", block)
+        signals = rows(
+            embedding=[[1, 0], [0, 1], [0.5**0.5, 0.5**0.5]],
+            cluster=[0] * 3,
+            centroid_distance=[0.3, 0.2, 0.1],
+        )
+        selection = SemDeDup(distance=0.3, mode="greedy")(signals, seed=0)
+        assert selection.rival.tolist() == [-1, -1, 0]
 
     def test_clusters_do_not_see_each_other(self):
         signals = rows(
