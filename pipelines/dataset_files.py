@@ -7,7 +7,8 @@ array     IDX pairs as MNIST has them, plain or gzipped (`…-images-idx3-ubyte`
           `…-labels-idx1-ubyte`), and .npz with x and y, or x_train, y_train, x_test, y_test
 parquet, jsonl, json, csv (.tsv with tabs)     rows with a column for the label
 
-Every raw row is a mapping with the caller's own column names, whatever file it comes from.
+Every raw row is a mapping with the caller's own column names, whatever file it comes from. Rows
+are read one batch after another, but for a `.json` file that is one array: it is read whole.
 """
 
 from __future__ import annotations

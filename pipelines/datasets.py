@@ -377,7 +377,9 @@ def survey(
         seen[split, example.label, example.size, example.channels] += 1
         if kind == "image" and piece.kind in ("csv", "jsonl", "json", "parquet"):
             cell = _cell(record, columns.image)
-            by_path |= isinstance(cell, str) or (isinstance(cell, Mapping) and not cell["bytes"])
+            by_path |= isinstance(cell, str) or (
+                isinstance(cell, Mapping) and not cell.get("bytes")
+            )
             images.update(example.digest)
     if not seen:
         raise InputError(

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import pickle
 import struct
 import zipfile
 from collections import Counter
@@ -249,6 +250,19 @@ def test_rows_of_text_are_the_same_in_every_format(store, tmp_path, ending):
     assert [row["source"] for row in found] == [f"rows{ending}#{i}" for i in range(1, 6)]
 
 
+def test_pictures_that_are_not_there(store, tmp_path):
+    rows = [{"label": 0, "image": "gone.png"}, {"label": 0, "image": 3}, {"label": 0}]
+    rows.append({"label": 0, "image": "here.png"})
+    (tmp_path / "here.png").write_bytes(png([[1]]))
+    _, found = read(store, bad_rows=0.9, path=jsonl(tmp_path / "r.jsonl", rows))
+    assert [row["source"] for row in found] == ["r.jsonl#4"]
+    for number, (reason, words) in enumerate(
+        zip(rejected(store), ("an image at 'gone.png'", "found int", "found nothing"), strict=True),
+        start=1,
+    ):
+        assert reason.startswith(f"r.jsonl, row {number}, column image") and words in reason
+
+
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".csv"])
 def test_features_from_columns_and_lists(store, tmp_path, ending):
     rows = [{"a": i, "b": i / 2, "label": i % 2} for i in range(5)]
@@ -275,7 +289,11 @@ def test_images_in_rows_by_bytes_by_hf_and_by_path(store, tmp_path):
     path = write_rows(tmp_path / "b.parquet", [{"label": 0, "png": png(pixels[1])}])
     _, found = read(store, path=path, image_field="png")
     assert decoded(found[0]["image"])[0, 0] == 40
-    path = write_rows(tmp_path / "p.jsonl", [{"label": 0, "image": "pictures/a.png"}])
+    [row] = read(
+        store, path=jsonl(tmp_path / "o.jsonl", [{"label": 0, "image": {"path": "pictures/a.png"}}])
+    )[1]
+    assert decoded(row["image"])[0, 0] == 80
+    path = jsonl(tmp_path / "p.jsonl", [{"label": 0, "image": "pictures/a.png"}])
     before, _ = read(store, path=path)
     (tmp_path / "pictures" / "a.png").write_bytes(png(pixels[1]))
     after, found = read(store, path=path)
@@ -562,6 +580,12 @@ def test_the_builtin_digits(store):
     assert [row["split"] for row in noisy] == [row["split"] for row in rows]
     _, same = read(store, path="builtin:noisy-digits", seed=6)
     assert same == noisy, "its noise is planted with seed 0, whatever the recipe's"
+
+
+def test_a_plan_travels_to_other_processes(store, tmp_path):
+    options = SPEC.options(path=jsonl(tmp_path / "r.jsonl", texts()))
+    payload = SPEC.plan(options, {}, StepContext(store)).payload
+    assert pickle.loads(pickle.dumps(payload)) == payload
 
 
 def test_a_piece_is_read_alone(tmp_path):
