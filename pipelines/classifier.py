@@ -141,7 +141,7 @@ def load_examples(
     x: Tensor | None = torch.empty((n, *shape), dtype=torch.uint8) if column == "image" else None
     meta: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in columns[:1] + columns[2:5]}
     start = 0
-    for batch in batches:
+    for batch in (batch for batch in batches if batch.num_rows):
         for name, found in meta.items():
             found.append(batch.column(name).to_numpy(zero_copy_only=False))
         if column == "image" and x is not None:
@@ -227,7 +227,7 @@ def _images(batch: pa.RecordBatch, out: Tensor) -> None:
 def _features(batch: pa.RecordBatch, width: int | None) -> FloatArray:
     offset, values = flat(batch.column("features"))
     lengths = np.diff(offset)
-    wanted = int(lengths[0]) if width is None and len(lengths) else width
+    wanted = int(lengths[0]) if width is None else width
     values = values.astype(np.float32)
     finite = np.isfinite(values)
     wrong = lengths != wanted
@@ -436,7 +436,8 @@ def fit(
     Each pass takes every row once, in an order drawn from (seed, pass), in batches of nearly
     equal size of at most `batch_size` rows; N may be smaller than that. SGD with Nesterov
     momentum 0.9 and weight decay 5e-4; the learning rate rises over the first tenth of the
-    steps and falls to zero by a cosine.
+    steps and falls to zero by a cosine. The same rows, options and threads give the same weights
+    on one processor; CUDA's convolutions may differ in the last bits.
 
     Parameters
     ----------

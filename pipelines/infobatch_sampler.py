@@ -37,8 +37,7 @@ class InfoBatchSampler(Sampler[int]):
 
     What is skipped is a function of (seed, epoch, id) and the losses, the order of (seed, epoch).
     Losses are float64 and ids int64, in arrays of their own: in float32 an id above 2^24 would
-    be that of another row. Wrap the ids of the rows in the data set's items, or let the data set
-    return its index, to have `index` in the loop.
+    be that of another row. The data set returns each row's position beside it, for `index`.
 
     Parameters
     ----------

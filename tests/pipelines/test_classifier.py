@@ -326,6 +326,9 @@ def test_predict_leaves_the_model_as_it_was_and_takes_any_batch():
     model.train()
     whole = predict(model, x)
     assert model.training
+    model.eval()
+    predict(model, x)
+    assert not model.training
     for found, wanted in zip(predict(model, x, batch_size=5), whole, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert [array.shape for array in predict(model, x[:0])] == [(0, 3), (0, 16)]
@@ -333,6 +336,25 @@ def test_predict_leaves_the_model_as_it_was_and_takes_any_batch():
         model.head.bias[1] = math.nan
     with pytest.raises(ModelError, match="row 0"):
         predict(model, x)
+
+
+def test_predict_reads_a_row_alone_as_among_others():
+    model = make_model(ModelSpec("cnn", hidden=16), (1, 16, 16), 3, 0)
+    x = torch.from_numpy(pictures(6, size=16)[0][:, None])
+    model.train()
+    model(x)  # moves the running numbers of batch normalisation
+    before = weights(model)
+    whole, alone = predict(model, x)[0], predict(model, x[2:3])[0]
+    np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)
+    assert torch.equal(weights(model), before)
+
+
+def test_columns_of_any_scale_are_learned():
+    data = examples(90)
+    data.x.mul_(torch.tensor([1e-4, 1e5, 1.0, 1.0])).add_(torch.tensor([0.0, 1e6, 0.0, -50.0]))
+    model = small()
+    fit(model, data, steps=60, batch_size=16, learning_rate=0.05, seed=3)
+    assert (predict(model, data.x)[0].argmax(axis=1) == data.label).mean() > 0.95
 
 
 def test_one_class_alone_trains_to_no_loss():
