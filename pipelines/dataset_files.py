@@ -5,7 +5,8 @@ Kinds, told apart by content, and by the ending only where text looks like any o
 image     PNG, JPEG or whatever else Pillow reads; the folder that it stands in is its class
 array     IDX pairs as MNIST has them, plain or gzipped (`…-images-idx3-ubyte` and
           `…-labels-idx1-ubyte`), and .npz with x and y, or x_train, y_train, x_test, y_test
-parquet, jsonl, json, csv (.tsv with tabs)     rows with a column for the label
+parquet, jsonl, json, csv (.tsv with tabs)     rows with a column for the label; names of
+          classes that Hugging Face's `datasets` wrote into a Parquet schema are used
 
 Every raw row is a mapping with the caller's own column names, whatever file it comes from. Rows
 are read one batch after another, but for a `.json` file that is one array: it is read whole.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import json
 import math
 import re
 import zipfile
@@ -436,8 +438,10 @@ def _csv(piece: DataPiece, reject: sources.Reject) -> Iterator[tuple[int, dict[s
             )
 
 
-def _parquet(piece: DataPiece, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows with the wanted columns alone; lists of numbers stay arrays."""
+def _parquet(
+    piece: DataPiece, label: str, wanted: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with the wanted columns alone; lists of numbers stay arrays, class codes get names."""
     import pyarrow.parquet as pq
 
     tops = {name.partition(".")[0] for name in wanted} | set(wanted)
@@ -448,13 +452,30 @@ def _parquet(piece: DataPiece, wanted: Sequence[str]) -> Iterator[tuple[int, dic
                 f"{piece.path}: expected columns among {', '.join(wanted)}; found"
                 f" {', '.join(file.schema_arrow.names)}. Name the label and what is learned from."
             )
+        named = _class_names(file.schema_arrow.metadata, label)
         row = piece.first_row
         groups = list(range(piece.start, piece.stop))
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns):
             values = [_values(batch.column(name)) for name in columns]
-            for record in zip(*values, strict=True):
-                yield row, dict(zip(columns, record, strict=True))
+            for cells in zip(*values, strict=True):
+                record = dict(zip(columns, cells, strict=True))
+                if named:
+                    record[label] = named.get(record.get(label))
+                yield row, record
                 row += 1
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None, label: str) -> dict[int | None, str]:
+    """Code to name, where `datasets` wrote names of classes into the schema; else empty.
+
+    A code without a name (-1 stands for an unlabelled row) has no class.
+    """
+    try:
+        found = json.loads((metadata or {}).get(b"huggingface", b"{}"))
+        names = found.get("info", {}).get("features", {}).get(label, {}).get("names", [])
+    except (ValueError, AttributeError):
+        return {}
+    return {code: str(name) for code, name in enumerate(names)}
 
 
 def _values(column: Any) -> Sequence[Any]:
@@ -510,7 +531,7 @@ def raw_rows(
     elif piece.kind == "csv":
         yield from _csv(piece, reject)
     elif piece.kind == "parquet":
-        yield from _parquet(piece, wanted)
+        yield from _parquet(piece, label, wanted)
     else:
         rows = sources.Piece(
             piece.path,

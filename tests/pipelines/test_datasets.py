@@ -250,6 +250,21 @@ def test_rows_of_text_are_the_same_in_every_format(store, tmp_path, ending):
     assert [row["source"] for row in found] == [f"rows{ending}#{i}" for i in range(1, 6)]
 
 
+def test_class_names_in_a_parquet_schema_are_used(store, tmp_path):
+    features = {"label": {"names": ["cat", "ant"], "_type": "ClassLabel"}}
+    table = pa.table({"text": ["x", "y", "z"], "label": [0, 1, -1]})
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    pq.write_table(table, tmp_path / "r.parquet")
+    manifest, rows = read(store, bad_rows=0.5, path=str(tmp_path / "r.parquet"))
+    assert manifest.notes["classes"] == ["ant", "cat"]
+    assert [row["label"] for row in rows] == [1, 0]
+    assert "row 3, column label: expected a class" in rejected(store)[0]
+    pq.write_table(table.replace_schema_metadata({"huggingface": "[]"}), tmp_path / "r.parquet")
+    assert read(store, path=str(tmp_path / "r.parquet"))[0].notes["classes"] == ["-1", "0", "1"]
+
+
 def test_pictures_that_are_not_there(store, tmp_path):
     rows = [{"label": 0, "image": "gone.png"}, {"label": 0, "image": 3}, {"label": 0}]
     rows.append({"label": 0, "image": "here.png"})
