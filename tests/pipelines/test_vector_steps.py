@@ -6,11 +6,13 @@ import pytest
 
 from prunery.errors import InputError, RecipeError
 from prunery.pipelines.dataset_tables import CLUSTERS, DATASET, SHAPLEY, neighbours, outputs
+from prunery.pipelines.decisions import SCHEMA
 from prunery.pipelines.engine import StepContext
 from prunery.pipelines.steps import STEPS
 from prunery.pipelines.tables import vectors_of
+from prunery.pruners import rules
 from prunery.pruners.signals.shapley import knn_shapley
-from prunery.storage import Store, nearest_centres, row_ids
+from prunery.storage import Store, nearest_centres, row_ids, spherical_kmeans
 
 D = 12
 N = 90
@@ -134,6 +136,33 @@ class TestClusterRows:
         assert as_dict(table, "cluster") != as_dict(other, "cluster")
         again = run(store, "cluster_rows", {"vectors": key}, sample=50, seed=1)
         assert as_dict(again, "cluster") != as_dict(other, "cluster")
+
+    def test_the_draw_starts_k_means_even_where_all_rows_are_in_it(self, store):
+        rows = Rows()
+        key = rows.embedded(store)
+        found = [
+            as_dict(run(store, "cluster_rows", {"vectors": key}, seed=seed), "cluster")
+            for seed in (0, 1)
+        ]
+        assert found[0] != found[1]
+        ordered = np.lexsort((rows.ids, rules.uniform(0, rows.ids)))
+        centres = spherical_kmeans(rows.vectors[ordered], 9)
+        wanted = nearest_centres(rows.vectors, centres)[0]
+        assert found[0] == dict(zip(rows.ids.tolist(), wanted, strict=True))
+
+    def test_after_a_decision_only_kept_rows_count(self, store):
+        rows = Rows()
+        keep = np.arange(N) % 4 != 0
+        columns = {field.name: pa.nulls(N, field.type) for field in SCHEMA}
+        columns |= {"id": rows.ids, "keep": keep, "score": np.zeros(N, np.float32)}
+        columns["reason"] = ["distinct"] * N
+        decision = write(store, "d", "prune_dataset", SCHEMA, [pa.table(columns, schema=SCHEMA)])
+        inputs = {"vectors": rows.embedded(store), "decision": decision}
+        table = run(store, "cluster_rows", inputs, clusters=3)
+        assert table.to_table().column("id").to_pylist() == rows.ids[keep].tolist()
+        both = run(store, "cluster_rows", inputs | {"data": rows.data(store)}, clusters=3)
+        train = rows.split == "train"
+        assert both.to_table().column("id").to_pylist() == rows.ids[keep & train].tolist()
 
     def test_neither_the_order_of_rows_nor_shards_nor_threads_matter(self, store):
         rows = Rows()
