@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .pipelines.dynamics import DynamicsRecorder
+    from .pipelines.infobatch_sampler import InfoBatchSampler
     from .pipelines.online_selection import OnlineSelection
     from .pipelines.pruning_trainer import PruningTrainer, PruningTrainerMixin
     from .pruners.catalogue import METHODS
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "METHODS",
     "ContextPruner",
+    "DynamicsRecorder",
+    "InfoBatchSampler",
     "OnlineSelection",
     "PrunedPassage",
     "PruningTrainer",
@@ -31,6 +35,8 @@ __all__ = [
 _HOME = {
     "METHODS": ".pruners.catalogue",
     "ContextPruner": ".pruners.context",
+    "DynamicsRecorder": ".pipelines.dynamics",
+    "InfoBatchSampler": ".pipelines.infobatch_sampler",
     "OnlineSelection": ".pipelines.online_selection",
     "PrunedPassage": ".pruners.context",
     "PruningTrainer": ".pipelines.pruning_trainer",

@@ -1,5 +1,7 @@
 """The bundled recipe `dataset`, small: from digits with wrong labels to students and a page."""
 
+import json
+
 import pytest
 
 from prunery.pipelines.explain import explain
@@ -108,3 +110,22 @@ def test_a_row_is_explained(finished):
     said = "\n".join(explain(store, result.manifests["prune"].key, row["id"]).lines())
     assert row["reason"] in said
     assert "train" in said
+
+
+def test_texts_are_pruned_by_their_vectors(folder):
+    path = folder / "rows.jsonl"
+    lines = [
+        json.dumps({"text": f"{what} number {i} in the {place}", "label": what})
+        for i in range(30)
+        for what, place in (("cat", "garden"), ("bond", "market"))
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    store = Store(folder / "texts")
+    recipe = apply_overrides(load_recipe("dataset_text"), (*SMALL, f"data.path={path}"))
+    result = run_recipe(recipe, store, threads=1)
+    manifest = result.manifests["prune"]
+    assert manifest.kept == -(-manifest.rows // 2)
+    assert "number" in result.report.read_text()
+    full = [r for r in rows(store, result.manifests["students"]) if r["selection"] == "full"]
+    assert min(r["accuracy"] for r in full) > 0.9
+    assert result.manifests["noise"].rows == 0
