@@ -56,7 +56,7 @@ def farthest_first(
     compared, in matrix products that read a row once for many centres, where a running minimum
     reads all rows for each.
 
-    Memory beside `vectors`: 20 bytes a row, 12 * d bytes a choice, and about 64 MiB.
+    Memory beside `vectors`: about 50 bytes a row, 12 * d bytes a choice, and blocks of 10,000 rows.
 
     Parameters
     ----------
@@ -107,7 +107,10 @@ def farthest_first(
         cover.refresh(rows)
         cover.pick(rows, border)
         picks = cover.made - before
-        pool = pool * 2 if picks < few else max(smallest, pool // 2) if picks > many else pool
+        if picks < few:
+            pool = min(2 * pool, n)
+        elif picks > many:
+            pool = max(smallest, pool // 2)
     if distances:
         cover.refresh(np.flatnonzero(cover.distance > 0.0))
     distance = cover.distance
@@ -161,8 +164,6 @@ class _Cover:
         self.chosen[self.made], self.picked[self.made] = row, distance
         self.centres[self.made] = self.points[row]
         self.fine[self.made] = _grid(self.points[row])
-        if not self.made:
-            self.number[row] = 0
         self.distance[row] = CHOSEN
         self.made += 1
 
@@ -315,7 +316,7 @@ def _plain_loop(
 
     from ...kernels import k_center_step
 
-    points = torch.from_numpy(vectors).to(device)
+    points = torch.tensor(vectors, device=device)
     distance = points.new_full((len(points),), float(FIRST))
     nearest = torch.zeros_like(distance, dtype=torch.int64)
     chosen = torch.zeros(count, dtype=torch.int64, device=device)
