@@ -99,6 +99,11 @@ class EpochWriter:
         """(run, epoch) of the shards that are not written yet, in order."""
         return [divmod(number, self.epochs) for number in sorted(self._left)]
 
+    def written(self, run: int) -> int:
+        """How many epochs of a run, from the first on, are written without a gap."""
+        left = [number % self.epochs for number in self._left if number // self.epochs == run]
+        return min(left, default=self.epochs)
+
     def is_pending(self, run: int, epoch: int) -> bool:
         """Whether that epoch is not written yet."""
         return run * self.epochs + epoch in self._left

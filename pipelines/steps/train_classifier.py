@@ -156,8 +156,8 @@ def _train(
     )
     path = state_file(job.key, run)
     saved = load_state(path)
-    if saved is not None:
-        trainer.load(saved)
+    if saved is not None and int(saved["step"][0]) // trainer.steps_a_pass <= epochs.written(run):
+        trainer.load(saved)  # else it is of another store, which has more epochs
     done = trainer.done // trainer.steps_a_pass
     if 0 < done < options.epochs:  # what the next epoch is compared with
         epochs.epoch(run, done - 1, predict(trainer.model, examples.x)[0])

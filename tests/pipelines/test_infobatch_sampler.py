@@ -49,6 +49,13 @@ def test_the_last_epochs_have_all_rows(epochs, delta, full_from):
             assert (sampler.weight(np.arange(64)) == 1).all()
 
 
+def test_the_first_epoch_has_all_rows_even_with_losses_known():
+    sampler = InfoBatchSampler(64, epochs=10)
+    sampler.update(np.arange(64), np.arange(64.0))
+    assert len(list(sampler)) == 64
+    assert len(list(sampler)) < 64
+
+
 def test_delta_1_never_goes_back_to_all_rows():
     loss = np.concatenate([np.full(60, 0.1), np.full(4, 9.0)])
     sampler = after_one_epoch(loss, epochs=4, delta=1.0)

@@ -215,6 +215,14 @@ def test_a_killed_training_goes_on_to_the_same_rows(
     assert not state_file(made.key, 0).parent.exists()
 
 
+def test_the_state_of_another_store_leaves_no_gap(tmp_path, killed, undisturbed):
+    """The key is the same in every store, so the cache may hold the state of another one."""
+    shutil.copytree(killed("step:17") / "cache", tmp_path / "cache")
+    write_pictures(Store(tmp_path / "store"))
+    made = classifier_driver.train(Store(tmp_path / "store"))
+    assert made.logical_digest == undisturbed.logical_digest
+
+
 def test_a_damaged_state_is_as_good_as_none(tmp_path):
     path = tmp_path / "a" / "run-0.safetensors"
     assert load_state(path) is None
