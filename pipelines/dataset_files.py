@@ -549,7 +549,8 @@ def raw_rows(
 def image_bytes(value: Any, beside: Path) -> bytes | npt.NDArray[np.uint8]:
     """The image that a cell holds: bytes, pixels, a path, or {bytes, path}.
 
-    A path is relative to the folder `beside`, where the file of rows lies. Raises RowProblem.
+    A path is relative to the folder `beside`, where the file of rows lies. Raises RowProblem
+    without a key.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -557,10 +558,10 @@ def image_bytes(value: Any, beside: Path) -> bytes | npt.NDArray[np.uint8]:
         return value
     if not isinstance(value, str) or not value:
         raise RowProblem(
-            "image",
+            "",
             f"expected bytes, {{bytes, path}} or a path; found {sources.shown(value)}.",
         )
     try:
         return (beside / value).read_bytes()
     except (OSError, ValueError) as error:
-        raise RowProblem("image", f"expected an image at {value!r}; found {error}.") from error
+        raise RowProblem("", f"expected an image at {value!r}; found {error}.") from error

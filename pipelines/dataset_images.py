@@ -1,4 +1,7 @@
-"""Images of a data set: their size from the header, and the PNG or JPEG that is stored."""
+"""Images of a data set: their size from the header, and the PNG or JPEG that is stored.
+
+A RowProblem raised here has no key: the caller knows the column.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,10 @@ def look(image: bytes | Pixels) -> tuple[Size, int]:
         with Image.open(io.BytesIO(image)) as found:
             mode, (width, height) = found.mode, found.size
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise RowProblem("image", f"expected a readable image; found {error}.") from error
+        raise RowProblem("", f"expected a readable image; found {error}.") from error
     if mode not in _GRAY | _COLOUR:
         raise RowProblem(
-            "image", f"expected 8 bits a channel; found Pillow's mode {mode}. Convert it first."
+            "", f"expected 8 bits a channel; found Pillow's mode {mode}. Convert it first."
         )
     return (height, width), 1 if mode in _GRAY else 3
 
@@ -71,7 +74,7 @@ def stored(image: bytes | Pixels, size: Size) -> bytes:
                 return image
             return _png(found.convert("L" if found.mode in _GRAY else "RGB"), size)
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        raise RowProblem("image", f"expected a whole image; found {error}.") from error
+        raise RowProblem("", f"expected a whole image; found {error}.") from error
 
 
 def _png(image: Image.Image, size: Size) -> bytes:

@@ -251,35 +251,34 @@ def _split(value: Any, name: str) -> str:
 
 
 def _features(record: Mapping[str, Any], names: str | tuple[str, ...]) -> npt.NDArray[np.float32]:
-    many = not isinstance(names, str)
-    cells = [_cell(record, name) for name in names] if many else _cell(record, str(names))
-    try:
-        if cells is None or isinstance(cells, str | Mapping):
-            raise TypeError("expected a list of numbers")
-        with np.errstate(over="ignore"):
-            values = np.asarray(cells, np.float32)
-    except (TypeError, ValueError) as error:
-        name = next(
-            (one for one, cell in zip(names, cells, strict=True) if not _is_number(cell)),
-            str(names),
-        ) if many else str(names)  # fmt: skip
-        found = shown(_cell(record, name))
-        raise RowProblem(name, f"expected numbers; found {found} ({error}).") from error
-    if values.ndim != 1 or not len(values):
-        raise RowProblem(str(names), f"expected a list of numbers; found shape {values.shape}.")
-    if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
-        name = names[at] if many else f"{names}[{at}]"
+    with np.errstate(over="ignore"):
+        if isinstance(names, str):
+            values = _numbers(_cell(record, names), names)
+        else:
+            numbers = [_number(_cell(record, name), name) for name in names]
+            values = np.array(numbers).astype(np.float32)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        name = f"{names}[{bad[0]}]" if isinstance(names, str) else names[bad[0]]
         raise RowProblem(name, "expected a finite number that float32 holds.")
     return values
 
 
-def _is_number(value: Any) -> bool:
+def _numbers(cells: Any, name: str) -> npt.NDArray[np.float32]:
     try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+        values = np.asarray([] if isinstance(cells, str | Mapping) else cells, np.float32)
+    except (TypeError, ValueError) as error:
+        raise RowProblem(name, f"expected a list of numbers ({error}).") from error
+    if values.ndim != 1 or not len(values):
+        raise RowProblem(name, f"expected a list of numbers; found {shown(cells)}.")
+    return values
+
+
+def _number(value: Any, name: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise RowProblem(name, f"expected a number; found {shown(value)}.") from error
 
 
 def _example(
@@ -301,10 +300,7 @@ def _example(
     else:
         image = image_bytes(_cell(record, c.image), Path(piece.path).parent)
         size, channels = look(image)
-        # Pixels and not the PNG made of them: compressors differ.
-        content = (
-            repr(image.shape).encode() + image.tobytes() if isinstance(image, np.ndarray) else image
-        )
+        content = image if isinstance(image, bytes) else _pixel_bytes(image)
     digest = hashlib.sha256(kind.encode() + b":" + content).digest()
     return Example(row, label, split, group, text, features, image, size, channels, digest)
 
@@ -322,15 +318,25 @@ def _examples(
             try:
                 found = _example(piece, row, record, kind, columns)
             except RowProblem as problem:
-                reject(_small(record), problem.reason, _where(piece, row, problem.key))
+                reject(
+                    _small(record), problem.reason, _where(piece, row, problem.key or columns.image)
+                )
                 continue
             yield piece, found, record
 
 
-def _where(piece: DataPiece, row: int, column: str) -> str:
-    if piece.kind == "image":
-        return piece.name
-    return f"{piece.name}, row {row}, column {column}"
+def _refuse(
+    reject: sources.Reject,
+    piece: DataPiece,
+    row: int,
+    record: Mapping[str, Any],
+    problem: RowProblem,
+    columns: Columns,
+) -> None:
+    """Tell `reject` of a row; a problem without a key is about the image."""
+    column = problem.key or columns.image
+    where = piece.name if piece.kind == "image" else f"{piece.name}, row {row}, column {column}"
+    reject(_small(record), problem.reason, where)
 
 
 def _small(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -491,7 +497,11 @@ def dataset_rows(
         try:
             image = _fitting(example, layout, codes)
         except RowProblem as problem:
-            reject(_small(record), problem.reason, _where(piece, example.row, problem.key))
+            reject(
+                _small(record),
+                problem.reason,
+                _where(piece, example.row, problem.key or layout.columns.image),
+            )
             continue
         made.append((piece, example, image))
         if len(made) >= _ROWS_A_BATCH:

@@ -266,16 +266,17 @@ def test_class_names_in_a_parquet_schema_are_used(store, tmp_path):
 
 
 def test_pictures_that_are_not_there(store, tmp_path):
-    rows = [{"label": 0, "image": "gone.png"}, {"label": 0, "image": 3}, {"label": 0}]
-    rows.append({"label": 0, "image": "here.png"})
+    rows = [{"label": 0, "shot": "gone.png"}, {"label": 0, "shot": 3}, {"label": 0}]
+    rows.append({"label": 0, "shot": "here.png"})
     (tmp_path / "here.png").write_bytes(png([[1]]))
-    _, found = read(store, bad_rows=0.9, path=jsonl(tmp_path / "r.jsonl", rows))
+    path = jsonl(tmp_path / "r.jsonl", rows)
+    _, found = read(store, bad_rows=0.9, path=path, image_field="shot")
     assert [row["source"] for row in found] == ["r.jsonl#4"]
     for number, (reason, words) in enumerate(
         zip(rejected(store), ("an image at 'gone.png'", "found int", "found nothing"), strict=True),
         start=1,
     ):
-        assert reason.startswith(f"r.jsonl, row {number}, column image") and words in reason
+        assert reason.startswith(f"r.jsonl, row {number}, column shot") and words in reason
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".parquet", ".csv"])
