@@ -49,6 +49,7 @@ K, DEPTH, VALIDATION = 10, 100, 1000
 SIZES = {"dedup": "125000,250000,500000,1000000", "shapley": "125000,250000,500000,1000000"}
 PEER_SIZES = {"dedup": "20000,60000", "shapley": "5000,15000"}
 PEERS = {"dedup": ("ours", "semhash", "near_duplicate"), "shapley": ("ours", "cleanlab")}
+PACKAGES = ("numpy", "faiss-cpu", "semhash", "usearch", "cleanlab", "scikit-learn")
 _BLOCK = 65_536
 
 Floats = npt.NDArray[np.float32]
@@ -261,7 +262,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     options = {"part": given.part, "threads": given.threads, "seed": given.seed}
     made = {
         "command": fresh.command(__file__),
-        "machine": fresh.machine("cpu", given.threads),
+        "machine": fresh.machine("cpu", given.threads, PACKAGES),
         **options,
         "ours": {},
         "peers": {},

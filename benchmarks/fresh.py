@@ -94,7 +94,7 @@ def median(made: dict[str, Any]) -> float | None:
     return None if "failed" in made else statistics.median(made["seconds"])
 
 
-def machine(device: str, threads: int) -> dict[str, Any]:
+def machine(device: str, threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Processor or GPU, threads and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
@@ -106,7 +106,7 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "threads": threads,
         "load_before": os.getloadavg()[0],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in packages},
     }
 
 
