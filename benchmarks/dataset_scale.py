@@ -155,7 +155,7 @@ def recall(vectors: Floats, keep: npt.NDArray[np.bool_], source: Ints, cosine: F
     n = len(vectors)
     copy = np.arange(n - len(source), n)
     broken = ~(keep[copy] & keep[source])
-    sample = np.random.default_rng(0).choice(copy, min(500, len(copy)), replace=False)
+    sample = np.random.default_rng(0).choice(copy, min(1000, len(copy)), replace=False)
     pairs = found = 0
     for start in range(0, n, _BLOCK):
         near = vectors[sample] @ vectors[start : start + _BLOCK].T >= 1 - DISTANCE
@@ -301,7 +301,7 @@ def section(made: dict[str, Any]) -> str:
     title = "Near-duplicates of embeddings" if dedup else "KNN-Shapley of embeddings"
     about = (
         f"{D} float32 a row. Recall in % of pairs with a cosine from {1 - DISTANCE:g} on:"
-        " planted ones, and all of 500 rows by exact search."
+        " planted ones, and all of 1,000 rows by exact search."
         if dedup
         else f"{D} float32 a row, {VALIDATION} validation rows, k {K}, depth {DEPTH}; the error"
         " is the largest difference from the exact form for 20 validation rows."
