@@ -318,9 +318,7 @@ def _examples(
             try:
                 found = _example(piece, row, record, kind, columns)
             except RowProblem as problem:
-                reject(
-                    _small(record), problem.reason, _where(piece, row, problem.key or columns.image)
-                )
+                _refuse(reject, piece, row, record, problem, columns)
                 continue
             yield piece, found, record
 
@@ -497,11 +495,7 @@ def dataset_rows(
         try:
             image = _fitting(example, layout, codes)
         except RowProblem as problem:
-            reject(
-                _small(record),
-                problem.reason,
-                _where(piece, example.row, problem.key or layout.columns.image),
-            )
+            _refuse(reject, piece, example.row, record, problem, layout.columns)
             continue
         made.append((piece, example, image))
         if len(made) >= _ROWS_A_BATCH:
