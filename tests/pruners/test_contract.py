@@ -89,3 +89,15 @@ def test_method_declares_itself(name):
     assert method.__doc__ and "score" in method.__doc__
     with pytest.raises(TypeError):
         method(0.5)  # options are keyword-only
+
+
+def test_a_number_that_is_not_finite_is_found_beyond_the_first_block(monkeypatch):
+    monkeypatch.setattr("prunery.pruners.contract._CHECKED_AT_ONCE", 6)
+    vectors = np.eye(3, dtype=np.float32)[np.arange(7) % 3]
+    signals = {"id": np.arange(7), "embedding": vectors, "loss": np.ones(7, np.float32)}
+    Signals(signals).require({"embedding", "loss"})
+    for row in range(7):
+        bad = vectors.copy()
+        bad[row, 1] = np.inf
+        with pytest.raises(InputError, match=f"`embedding` must be finite; row {row} holds inf"):
+            Signals({**signals, "embedding": bad}).require({"embedding"})
