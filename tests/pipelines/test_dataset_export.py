@@ -235,6 +235,7 @@ def test_a_decision_over_scores_is_exported_with_its_data(texts, tmp_path):
     best = texts.table("data").to_table().to_pylist()[30:]
     assert [row["id"] for row in train] == [r["id"] for r in best if r["split"] == "train"]
     assert {row["weight"] for row in train} == {1.0} and not made.manifest["weighted"]
+    assert made.manifest["rows"] == len(train) < 10, "held-out rows among the best are no training"
 
 
 def command(*words):
