@@ -86,6 +86,15 @@ def test_ties_go_to_the_smaller_index(metric, impl, k):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_minus_zero_is_zero(impl):
+    values, indices = pairwise_topk(
+        -torch.ones(2, 1), torch.tensor([[0.0], [-0.0], [1.0], [0.0]]), 3, impl=impl
+    )
+    assert indices.tolist() == [[0, 1, 3]] * 2
+    assert not torch.signbit(values).any()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.usefixtures("small_blocks")
 def test_too_few_points(impl, metric):

@@ -192,9 +192,9 @@ def test_float64_sees_no_other_distances(kind):
 
 @pytest.mark.parametrize("kind", ["spread", "clustered", "copies", "zeros", "narrower"])
 def test_start_is_nearest_to_the_mean(kind):
-    vectors = cloud(kind, 1500, 20, 4)
+    vectors = cloud(kind, 1500, 200, 4)
     if kind == "narrower":  # cosines that differ by less than a float32 product's error
-        vectors = unit(1.0 + 2e-4 * vectors)
+        vectors = unit(1.0 + 2e-3 * vectors)
     wide = np.rint(vectors.astype(np.float64) * 2**26)
     mean = wide.sum(axis=0) / np.linalg.norm(wide.sum(axis=0))
     cosine = wide @ np.rint(mean * 2**26)
