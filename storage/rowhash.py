@@ -35,6 +35,8 @@ PRIME = (1 << 61) - 1
 # Two fixed bases in [2, p): digits of the fractional parts of sqrt(2) and sqrt(3).
 BASES = (0x0A09E667F3BCC908 % PRIME, 0x1B67AE8584CAA73B % PRIME)
 _BLOCK = 8192
+# Values looked at to tell whether a column repeats itself.
+_LOOKED_AT = 256
 
 _SEEDS = np.array([0x243F6A8885A308D3, 0x13198A2E03707344], np.uint64)  # digits of pi
 _SALTS = np.array([0xA4093822299F31D0, 0x082EFA98EC4E6C89], np.uint64)
@@ -120,6 +122,8 @@ def value_hashes(column: pa.Array) -> U64:
         hashes = _vector_hashes(column)
     elif t.is_boolean(kind):
         hashes = _number_hashes(_drop_nulls(column).cast(pa.uint8()).to_numpy().astype(np.uint64))
+    elif _is_variable(kind) and _repeats(column):
+        return _dictionary_hashes(column.dictionary_encode())
     elif _is_variable(kind):
         hashes = _bytes_hashes(column)
     elif kind.bit_width > 64 or t.is_fixed_size_binary(kind):
@@ -140,6 +144,11 @@ def _dictionary_hashes(column: pa.DictionaryArray) -> U64:
     if not len(column.dictionary):  # nothing but nulls
         return np.repeat(_NULLS[:, None], len(column), axis=1)
     return _with_nulls(value_hashes(column.dictionary)[:, np.asarray(indices)], column)
+
+
+def _repeats(column: pa.Array) -> bool:
+    """Whether a look at the first values says that few differ (reasons, names of a split)."""
+    return len(column) >= 4 * _LOOKED_AT and len(column[:_LOOKED_AT].unique()) <= _LOOKED_AT // 8
 
 
 def _with_nulls(hashes: U64, column: pa.Array) -> U64:

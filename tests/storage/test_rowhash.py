@@ -339,3 +339,12 @@ def test_golden_digest_of_a_table() -> None:
     count, lanes = reference(table)
     assert (count, f"{lanes[0]:016x}{lanes[1]:016x}") == (3, hashed(table).text)
     assert table_digest(table.schema, [hashed(table)]) == GOLDEN
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_a_column_that_repeats_itself_hashes_as_one_value_at_a_time(kind):
+    values = ["kept", None, "", "dropped", "kept"] * 400 + [str(i) for i in range(300)]
+    column = pa.array([v if v is None else v.encode() for v in values], pa.binary()).cast(kind)
+    singles = np.concatenate([value_hashes(column[i : i + 1]) for i in range(len(column))], axis=1)
+    assert np.array_equal(value_hashes(column), singles)
+    assert np.array_equal(value_hashes(column.slice(3)), singles[:, 3:])
