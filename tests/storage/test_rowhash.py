@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunery.storage import rowhash
-from prunery.storage.rowhash import RowHash, table_digest
+from prunery.storage.rowhash import RowHash, table_digest, value_hashes
 
 GOLDEN = "1674bccf0f9f4299e634d1c033e39857ae107afc128de946f587bf008d635e91"
 
