@@ -22,6 +22,7 @@ from .sample.forgetting import Forgetting
 from .sample.grand import Grand
 from .sample.herding import Herding
 from .sample.ifd import Ifd
+from .sample.influence import Influence
 from .sample.infobatch import InfoBatch
 from .sample.k_center import KCenter
 from .sample.knn_shapley import KnnShapley
@@ -71,6 +72,7 @@ METHODS: dict[str, type[Pruner]] = {
     "forgetting": Forgetting,
     "aum": Aum,
     "memorisation": Memorisation,
+    "influence": Influence,
     "dyn_unc": DynUnc,
     "tdds": Tdds,
     "dual": Dual,

@@ -16,6 +16,7 @@ from prunery.pruners.sample.dyn_unc import DynUnc
 from prunery.pruners.sample.el2n import El2n
 from prunery.pruners.sample.forgetting import Forgetting
 from prunery.pruners.sample.grand import Grand
+from prunery.pruners.sample.influence import Influence
 from prunery.pruners.sample.knn_shapley import KnnShapley
 from prunery.pruners.sample.memorisation import Memorisation
 from prunery.pruners.sample.stratified_random import StratifiedRandom
@@ -326,3 +327,11 @@ def test_a_width_that_is_no_multiple_of_the_runs(name, signal):
         METHODS[name](runs=3)(rows(**{signal: values}), seed=0)
     with pytest.raises(InputError, match="`runs` must be at least 1"):
         METHODS[name](runs=0)
+
+
+def test_influence_keeps_what_held_out_rows_depend_on():
+    # 0.4 of five rows are two: the highest, and of the two at 0.5 the smaller id.
+    selection = Influence(keep=0.4)(rows(influence=[-3.0, 0.5, 2.0, 0.5, 0.0]), seed=0)
+    assert selection.keep.tolist() == [False, True, True, False, False]
+    assert selection.reason_names()[2:4] == ["influential", "little_influence"]
+    assert selection.threshold.tolist() == [0.5] * 5
