@@ -89,8 +89,8 @@ SETS: dict[str, dict[str, Any]] = {
         "model": "cnn",
         "hidden": 128,
         "holdout": 0.2,
-        "epochs": 20,
-        "steps": 1000,
+        "epochs": 15,
+        "steps": 600,
         "batch": 64,
     },
 }

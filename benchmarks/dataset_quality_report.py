@@ -21,11 +21,15 @@ RANDOM, FULL = "random", "full"
 
 
 def by_cell(runs: Iterable[Run]) -> dict[Cell, list[Run]]:
-    """Runs of one data set by method, fraction and distillation, in the order of seeds."""
+    """Runs of one data set by method, fraction and distillation, in the order of seeds.
+
+    A cell that lacks a seed (a run that was stopped) is left out.
+    """
     found: dict[Cell, list[Run]] = {}
     for run in sorted(runs, key=lambda run: run["seed"]):
         found.setdefault((run["method"], run["fraction"], run["distilled"]), []).append(run)
-    return found
+    seeds = max(map(len, found.values()), default=0)
+    return {cell: own for cell, own in found.items() if len(own) == seeds}
 
 
 def mean(runs: Sequence[Run], key: str = "accuracy") -> float:

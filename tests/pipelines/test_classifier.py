@@ -423,3 +423,16 @@ def test_a_loss_that_is_no_number_stops_with_its_epoch():
     data.x[5, 1] = math.nan
     with pytest.raises(ModelError, match="expected a finite loss, found nan"):
         fit(small(), data, steps=4, batch_size=4, learning_rate=0.1, seed=0)
+
+
+def test_one_step_is_never_long():
+    """Inputs of a large scale give long gradients; the weights move a little all the same."""
+    rows = examples(64)
+    rows.x.mul_(1e4)
+    model = small()
+    model.fit_input = lambda x: None  # leave the scale as it is
+    before = weights(model)
+    fit(model, rows, steps=1, batch_size=64, learning_rate=0.05, seed=0)
+    # Nesterov's first step is 1.9 times the gradient, of length 1; weight decay adds a trifle.
+    moved = float((weights(model) - before).norm())
+    assert 0.05 < moved < 0.05 * 1.9 + 0.05 * 2e-3 * float(before.norm())
