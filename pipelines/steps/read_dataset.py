@@ -121,6 +121,11 @@ def _scan(options: ReadDatasetOptions) -> tuple[list[DataPiece], list[str], list
             pieces += [replace(one, split=split) if told else one for one in found.pieces]
             digests.append(f"{split}:{found.digest}")
             skipped += found.skipped
+    if not pieces:
+        raise InputError(
+            f"{', '.join(_listed(options.path))}: expected rows of a labelled data set, found none."
+            " Look at `path`, or at what wrote the file."
+        )
     twice = [key for key, n in Counter((p.name, p.start) for p in pieces).items() if n > 1]
     if twice:
         raise InputError(

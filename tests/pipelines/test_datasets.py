@@ -436,10 +436,10 @@ def test_features_of_most_rows_decide_the_length(store, tmp_path):
 
 def test_no_row_is_refused_with_the_reasons(store, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match="found no row"):
+    with pytest.raises(InputError, match=r"empty\.jsonl: expected rows .* found none"):
         read(store, path=str(tmp_path / "empty.jsonl"))
     (tmp_path / "header.csv").write_text("text,label\n")
-    with pytest.raises(InputError, match="found no row"):
+    with pytest.raises(InputError, match=r"header\.csv: expected rows .* found none"):
         read(store, path=str(tmp_path / "header.csv"))
     path = jsonl(tmp_path / "bad.jsonl", [{"text": "x"}])
     with pytest.raises(InputError, match=r"no usable row(.|\n)*row 1, column label"):
