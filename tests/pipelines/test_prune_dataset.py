@@ -80,6 +80,16 @@ def test_every_kind_of_signal_finds_its_way(store, tables, options):
     assert 0 < manifest.kept < 60
 
 
+def test_infobatch_looks_at_the_loss_of_the_last_epoch(store, tables):
+    keys, rows = tables
+    manifest = run(store, keys, method="infobatch")
+    found = {row["id"]: row for row in store.table(manifest.key).to_table().to_pylist()}
+    # By then the flipped rows are learned, and the losses fall from the first row to the last.
+    hard = [found[rows[i]["id"]]["reason"] == "hard" for i in range(60)]
+    assert hard == sorted(hard, reverse=True)
+    assert 0 < sum(hard) < 38
+
+
 def test_a_group_keeps_its_floor(store, tables):
     keys, rows = tables
     manifest = run(store, keys, method="aum", keep=0.1, floor=1.0, balance="group")

@@ -73,6 +73,12 @@ def test_the_rows_a_method_kept_come_before_higher_scores_it_dropped():
     assert made.keep.tolist() == [False, True, False, True]
 
 
+def test_room_beyond_the_floors_goes_to_kept_rows_first():
+    selection = chosen([9, 5, 4, 3, 1, 8], [0, 1, 1, 1, 0, 0])
+    made = balanced(selection, np.arange(6), np.array([0] * 5 + [1]), Balance(floor=0.1))
+    assert made.keep.tolist() == [False, True, True, False, False, True]
+
+
 def test_ties_go_to_the_smaller_id():
     selection = chosen([1, 1, 1, 1], [0, 0, 1, 1])
     made = balanced(
