@@ -23,13 +23,13 @@ _SOME_NOISE = 0.02
 _LEAST = 0.25
 
 
-def estimated_noise(margins: npt.NDArray[np.floating]) -> float:
-    """Estimated share of wrong labels among rows: those whose mean logit margin is negative.
+def doubted(margins: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Rows whose label is estimated to be wrong, (N,) bool: those of a negative mean margin.
 
-    `margins` (N, runs * epochs). Over training as a whole the network took such a row for
-    another class (AUM, arXiv:2001.10528, with its threshold put at 0). NaN for no rows.
+    `margins` (N, runs * epochs), logits. Over training as a whole the network took such a row
+    for another class (AUM, arXiv:2001.10528, with its threshold put at 0).
     """
-    return float((margins.mean(axis=1) < 0).mean()) if len(margins) else math.nan
+    return np.asarray(margins.mean(axis=1) < 0, np.bool_)
 
 
 def prior_alpha(fraction: float, kept_noise: float, noise: float) -> float:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from ..errors import InputError, RecipeError
 from ..pruners import rules
 from ..storage import Table, row_id
-from .alpha import POINTS, choose_alpha, estimated_noise, prior_alpha
+from .alpha import POINTS, choose_alpha, doubted, prior_alpha
 from .classifier import Examples, ModelSpec, fit, load_examples, make_model, predict
 from .dataset_decide import SHARES, DecideOptions, Decider
 from .dataset_signals import DECIDE_INPUTS, Rows, training_rows
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CHOSEN, RANDOM, FULL = "chosen", "random", "full"
 _TEACHER_COLUMN = "log_probability"
+_FEWEST_JUDGED = 10  # held-out rows that choose a weight
 Floats = npt.NDArray[np.float32]
 
 STUDENT_INPUTS = {
@@ -145,8 +146,9 @@ class Classroom:
         (N, classes) float32 log probabilities of the training rows.
     decider
         The method, with its signals.
-    margins
-        (N, runs * epochs) logit margins of the teacher's training, None without dynamics.
+    doubted
+        (N,) bool, rows that the teacher took for another class over training as a whole; none
+        without dynamics.
     """
 
     rows: Rows
@@ -154,7 +156,7 @@ class Classroom:
     test: Examples
     teacher: Floats
     decider: Decider
-    margins: Floats | None
+    doubted: npt.NDArray[np.bool_]
 
     def mask(self, selection: str, fraction: float, seed: int) -> npt.NDArray[np.bool_]:
         """(N,) bool, the training rows of a line of the grid."""
@@ -227,16 +229,16 @@ def classroom(
             " judged. Set `holdout` above 0, or name a `split_field` or `test_path`."
         )
     column = teacher.lookup(rows.ids, columns=["id", _TEACHER_COLUMN]).column(_TEACHER_COLUMN)
-    margins = None
+    doubt = np.zeros(len(rows.ids), np.bool_)
     if "dynamics" in inputs:
-        margins = trajectories(inputs["dynamics"], ["margin"], rows.ids)[0]["margin"]
+        doubt = doubted(trajectories(inputs["dynamics"], ["margin"], rows.ids)[0]["margin"])
     return Classroom(
         rows,
         examples.of_split(TRAIN),
         test,
         vectors_of(column),
         Decider.of(options, inputs, rows),
-        margins,
+        doubt,
     )
 
 
@@ -317,10 +319,16 @@ def sweep_alpha(
 ) -> AlphaSweep:
     """Judge five weights of the teacher on a held-out `share` of a line's kept rows; choose one.
 
+    Held-out rows whose label the teacher's training doubts (mean margin below 0) judge nothing:
+    where the selection kept wrong labels, they would favour the student that repeats them. With
+    fewer than ten rows left to judge by, the weight is the one nearest to the prior.
+
     The first of `seeds` draws the selection and the held-out rows.
     """
     mask = room.mask(selection, fraction, seeds[0])
-    train, teacher, judged = held_out(*room.part(mask), share=share, seed=seeds[0])
+    train, teacher, aside = held_out(*room.part(mask), share=share, seed=seeds[0])
+    trusted = aside.take(~np.isin(aside.ids, room.rows.ids[room.doubted]))
+    judged = trusted if len(trusted) >= _FEWEST_JUDGED else aside
     accuracy = {
         (alpha, seed): train_and_score(
             options, train, teacher, judged, alpha=alpha, seed=seed, steps=steps
@@ -329,12 +337,13 @@ def sweep_alpha(
         for seed in seeds
     }
     curve = {alpha: float(np.mean([accuracy[alpha, seed] for seed in seeds])) for alpha in POINTS}
-    if room.margins is None:
-        prior = prior_alpha(fraction, 0.0, 0.0)
+    noise = float(room.doubted[mask].mean()), float(room.doubted.mean())
+    prior = prior_alpha(fraction, *noise)
+    if judged is trusted:
+        used = choose_alpha(curve, len(judged) * len(seeds), prior)
     else:
-        noise = estimated_noise(room.margins[mask]), estimated_noise(room.margins)
-        prior = prior_alpha(fraction, *noise)
-    return AlphaSweep(accuracy, choose_alpha(curve, len(judged) * len(seeds), prior))
+        used = choose_alpha(dict.fromkeys(POINTS, 0.0), 1, prior)
+    return AlphaSweep(accuracy, used)
 
 
 def line_id(*parts: object) -> int:

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from prunery.errors import InputError
-from prunery.pipelines.alpha import POINTS, choose_alpha, estimated_noise, prior_alpha
+from prunery.pipelines.alpha import POINTS, choose_alpha, doubted, prior_alpha
 
 
-def test_noise_is_the_share_of_rows_with_a_negative_mean_margin():
+def test_a_row_of_a_negative_mean_margin_is_doubted():
     margins = np.array([[3.0, -1.0], [1.0, -2.0], [-1.0, -1.0], [0.0, 0.0]], np.float32)
-    assert estimated_noise(margins) == 0.5
-    assert math.isnan(estimated_noise(margins[:0]))
+    assert doubted(margins).tolist() == [False, True, True, False]
+    assert doubted(margins[:0]).tolist() == []
 
 
 @pytest.mark.parametrize(

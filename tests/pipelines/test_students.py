@@ -8,7 +8,16 @@ from prunery.errors import InputError, RecipeError
 from prunery.pipelines.alpha import POINTS
 from prunery.pipelines.engine import StepContext
 from prunery.pipelines.steps import STEPS
-from prunery.pipelines.students import held_out, worst_class
+from prunery.pipelines.students import (
+    Score,
+    StudentOptions,
+    classroom,
+    decision_inputs,
+    decision_options,
+    held_out,
+    sweep_alpha,
+    worst_class,
+)
 from prunery.storage import Store
 
 from .labelled_rows import dynamics, labelled, teacher
@@ -100,6 +109,37 @@ def test_a_sweep_chooses_one_weight_a_line_and_students_take_it(store, tables):
     for row in rows(store, students):
         if row["distilled"]:
             assert row["alpha"] == used[row["selection"], round(row["fraction"], 3)]
+
+
+@pytest.mark.parametrize(("fewest", "share"), [(2, 0.5), (1000, 0.5)])
+def test_rows_of_doubtful_labels_do_not_choose_the_weight(
+    store, tables, monkeypatch, fewest, share
+):
+    """Judged by wrong labels, a student who repeats them would win; too few rows choose nothing."""
+    decision = store.table(tables["decision"])
+    inputs = decision_inputs(store, decision)
+    room = classroom(decision_options(decision), inputs, store.table(tables["teacher"]))
+    assert set(room.rows.ids[room.doubted]) == set(room.rows.ids[room.rows.flipped])
+    judges = []
+
+    def judge(options, examples, teacher, judged, *, alpha, seed, steps):
+        judges.append(judged)
+        return Score(1.0 - alpha, 0.0)
+
+    monkeypatch.setattr("prunery.pipelines.students.train_and_score", judge)
+    monkeypatch.setattr("prunery.pipelines.students._FEWEST_JUDGED", fewest)
+    options = StudentOptions(fractions=[0.3])
+    found = sweep_alpha(room, options, "full", 1.0, share=share, steps=1, seeds=[0])
+    wrong = set(room.rows.ids[room.doubted])
+    assert len(judges) == len(POINTS)
+    if fewest == 2:
+        assert 2 <= len(judges[0]) < 30
+        assert not wrong & set(judges[0].ids)
+        assert found.used == 0.0
+    else:
+        assert len(judges[0]) == 30
+        # The prior of full data is 0.375: of 0.25 and 0.5 the lower.
+        assert found.used == 0.25
 
 
 def test_auto_without_a_sweep_or_of_other_fractions_is_refused(store, tables):
