@@ -47,6 +47,8 @@ def build(kernel, dtype, arch, constants, warps=4, stages=3):
     """The compiled kernel; inputs in `dtype`."""
     inputs = ("hidden", "weight", "query", "key", "points", "centre", "queries")
     types = dict.fromkeys(inputs, f"*{dtype}") | POINTERS
+    if "points" not in kernel.arg_names:
+        del types["queries"], types["keys"]  # how many there are, in the kernels of attention
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         signature[name] = "constexpr" if name in constants else types.get(name, "i32")
