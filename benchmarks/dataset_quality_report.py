@@ -126,7 +126,9 @@ def claims(cells: Mapping[Cell, Sequence[Run]], noise: float) -> list[str]:
     return made
 
 
-def section(runs: Sequence[Run], data: str, noise: float, order: Sequence[str]) -> list[str]:
+def section(
+    runs: Sequence[Run], data: str, noise: float, order: Sequence[str], batch: int
+) -> list[str]:
     """The tables of one set at one share of noise."""
     cells = by_cell(run for run in runs if run["data"] == data and run["noise"] == noise)
     full = cells[FULL, 1.0, False]
@@ -138,7 +140,9 @@ def section(runs: Sequence[Run], data: str, noise: float, order: Sequence[str]) 
         f"### {data}, {noise:.0%} wrong labels",
         "",
         f"{full[0]['train_rows']:,} training rows, {full[0]['test_rows']:,} test rows,"
-        f" {full[0]['steps']:,} steps a student, {len(full)} seeds. Full data:"
+        f" {full[0]['steps']:,} steps of {batch} rows a student"
+        f" ({full[0]['steps'] * batch / full[0]['train_rows']:.1f} passes over the full data),"
+        f" {len(full)} seeds. Full data:"
         f" {points(plain[0])} ± {points(plain[2] - plain[0])} without a teacher,"
         f" {points(taught[0])} ± {points(taught[2] - taught[0])} with"
         f" (alpha {mean(cells[FULL, 1.0, True], 'alpha'):.2f}).",
@@ -165,13 +169,14 @@ def write_report(runs: Sequence[Run], sets: Mapping[str, Any], here: Path) -> No
     lines = [
         "## Dataset pruning and distillation: test accuracy at equal steps",
         "",
-        "`python benchmarks/dataset_quality.py --data NAME --noise SHARE` for each heading, then"
-        f" `--report` ({machine}; {versions}). Accuracy in per cent. Differences are paired by"
+        "`python benchmarks/dataset_quality.py --data NAME --noise SHARE`, with the `--fractions` and"
+        f" `--methods` of the tables, for each heading, then `--report` ({machine}; {versions})."
+        " Accuracy in per cent. Differences are paired by"
         " seed, with 95 % t-intervals over seeds; `wins` and `loses` where the interval leaves out"
         " 0 (no correction for the number of comparisons). The teacher is the same network trained"
         " on all rows, wrong labels included; alpha was chosen on held-out kept rows.",
         "",
     ]
     for data, noise in sorted({(run["data"], run["noise"]) for run in runs}):
-        lines += section(runs, data, noise, order)
+        lines += section(runs, data, noise, order, sets[data]["batch"])
     write_section(here / "RESULTS.md", "dataset-quality", "\n".join(lines))

@@ -57,7 +57,8 @@ def test_claims_name_the_side_that_wins(report):
         for distilled in (False, True)
         for seed in range(3)
     ]
-    lines = "\n".join(report.section(runs, "d", 0.0, ["random", "el2n"]))
+    lines = "\n".join(report.section(runs, "d", 0.0, ["random", "el2n"], 20))
+    assert "10 steps of 20 rows a student (2.0 passes over the full data)" in lines
     assert "without: +5.0 [+5.0, +5.0] points (wins)" in lines
     assert "Random against `el2n`, both with a teacher: 50%: +10.0 [+10.0, +10.0]" in lines
     assert "| -10.0 [-10.0, -10.0] | loses | 85.0 |" in lines
