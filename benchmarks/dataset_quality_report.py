@@ -169,8 +169,9 @@ def write_report(runs: Sequence[Run], sets: Mapping[str, Any], here: Path) -> No
     lines = [
         "## Dataset pruning and distillation: test accuracy at equal steps",
         "",
-        "`python benchmarks/dataset_quality.py --data NAME --noise SHARE`, with the `--fractions` and"
-        f" `--methods` of the tables, for each heading, then `--report` ({machine}; {versions})."
+        "`python benchmarks/dataset_quality.py --data NAME --noise SHARE`, with the `--fractions`"
+        " and `--methods` of the tables, for each heading, then"
+        f" `--report` ({machine}; {versions})."
         " Accuracy in per cent. Differences are paired by"
         " seed, with 95 % t-intervals over seeds; `wins` and `loses` where the interval leaves out"
         " 0 (no correction for the number of comparisons). The teacher is the same network trained"

@@ -60,6 +60,9 @@ class Dual:
     not repeated. Its constant factor 10 is left out; p is held within 1e-6 of 0 and 1, and dual
     above 1e-12, so that every row can be drawn.
 
+    Measured (benchmarks/RESULTS.md, MNIST): better than random rows at 10, 30 and 50 %, with
+    clean labels and with 20 % wrong ones, with and without a teacher.
+
     Attributes
     ----------
     keep

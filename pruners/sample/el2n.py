@@ -21,6 +21,10 @@ class El2n(EpochScore):
     it is every epoch unless `first_epoch` and `last_epoch` say otherwise, and as many runs as
     were trained. Others sum over the first ten epochs of one run: `last_epoch=9, reduce="sum"`.
 
+    Measured (benchmarks/RESULTS.md, MNIST): with clean labels better than random rows from 30
+    % on; with 20 % wrong labels worse at every fraction without a teacher, better from 30 % on
+    with one.
+
     Attributes
     ----------
     keep

@@ -39,6 +39,9 @@ class Moderate:
     exact. A class of one row has that row in its middle and keeps it first; one of two keeps
     them from `keep` = 1/2 on.
 
+    Measured (benchmarks/RESULTS.md, MNIST): worse than random rows with clean labels; with 20
+    % wrong ones better at 10 % without a teacher, and worse or level elsewhere.
+
     Attributes
     ----------
     keep
