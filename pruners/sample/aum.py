@@ -21,8 +21,9 @@ class Aum:
     Departure: the paper finds its threshold with a class of rows mislabelled on purpose; here the
     budget decides.
 
-    Measured (benchmarks/RESULTS.md): finds 93 to 97 % of flipped labels, and loses to random
-    rows as a selection on MNIST at 10 to 50 %: what it keeps is easy.
+    Measured (benchmarks/RESULTS.md): finds 93 to 97 % of flipped labels. As a selection on MNIST
+    it loses to random rows with clean labels, and with 20 % wrong ones once a teacher is there:
+    what it keeps is easy.
 
     Attributes
     ----------

@@ -28,9 +28,8 @@ class Ifd:
     An answer that costs nothing alone has ratio 0 where it costs nothing with the prompt
     either, and counts as above 1 otherwise.
 
-    Measured (benchmarks/RESULTS.md), by held-out loss at equal trained tokens: better than
-    random samples on mixed instructions at 12.5 %, level with them beyond, worse on grade-
-    school maths.
+    Measured (benchmarks/RESULTS.md), by held-out loss at equal trained tokens: better than random
+    samples on mixed instructions at 12.5 %, level with them beyond, worse on grade-school maths.
 
     Relations: `superfiltering` takes the ratio of perplexities.
 

@@ -19,9 +19,8 @@ class Longest:
     1,000 longest. At an equal number of rows it trains more tokens than other methods do: for
     a fair comparison hold it against them at equal tokens.
 
-    Measured (benchmarks/RESULTS.md), by held-out loss at equal trained tokens: better than
-    random samples on mixed instructions at 12.5 %, level with them beyond, worse on grade-
-    school maths.
+    Measured (benchmarks/RESULTS.md), by held-out loss at equal trained tokens: better than random
+    samples on mixed instructions at 12.5 %, level with them beyond, worse on grade-school maths.
 
     Attributes
     ----------
