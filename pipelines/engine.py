@@ -179,6 +179,11 @@ class Rows:
         self._writer.reject(row, f"{where}: {reason}")
 
 
+def no_shards(job: Job, index: int, out: Rows) -> None:
+    """The shard function of a step whose rows and files `finish` writes all at once."""
+    raise NotImplementedError(f"step `{job.step}` has no shards of its own")
+
+
 @dataclass(frozen=True, slots=True)
 class StepSpec:
     """A step: its name, version, options and inputs, and the functions that do the work.
@@ -193,7 +198,7 @@ class StepSpec:
     options: type[StepOptions]
     inputs: Mapping[str, Slot]
     plan: Callable[[Any, Mapping[str, Table], StepContext], Plan]
-    shard: Callable[[Job, int, Rows], None]
+    shard: Callable[[Job, int, Rows], None] = no_shards
     finish: Callable[[Job, TableWriter], None] | None = None
     about: str = ""
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from ...pruners import rules
 from ...storage import Table, TableWriter, nearest_centres, spherical_kmeans
 from ..dataset_tables import CLUSTERS
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..tables import among, kept_ids
 from ..vector_rows import Ints, check_vectors, row_numbers, training_ids, unit_batches
 
@@ -44,11 +44,6 @@ def plan(options: ClusterRowsOptions, inputs: Mapping[str, Table], context: Step
     """No shards of its own: the centres are those of all rows. Shards follow the vectors'."""
     check_vectors(inputs["vectors"])
     return Plan(CLUSTERS, None, options.model_dump())
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The rows are written by `finish`."""
-    raise NotImplementedError("centres belong to all shards at once")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -101,7 +96,6 @@ SPEC = StepSpec(
         "decision": Slot(("prune_passages", "prune_dataset"), optional=True),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="The k-means cluster of each embedding: of all rows, or of training or kept rows.",
 )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from ...errors import InputError, RecipeError
 from ...storage import Table, TableWriter, VectorIndex
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..tables import among, kept_ids, vectors_of
 
 _OPEN: OrderedDict[tuple[str, str], VectorIndex] = OrderedDict()
@@ -53,11 +53,6 @@ def plan(options: IndexOptions, inputs: Mapping[str, Table], context: StepContex
     )
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The index is written by `finish`."""
-    raise NotImplementedError("an index has no shards of its own")
-
-
 def finish(job: Job, writer: TableWriter) -> None:
     """Build and attach the index."""
     options: IndexOptions = job.options  # type: ignore[assignment]
@@ -96,7 +91,6 @@ SPEC = StepSpec(
         "decision": Slot(("prune_passages",), optional=True),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="The vectors of the kept passages, ready to be searched.",
 )

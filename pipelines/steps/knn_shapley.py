@@ -15,7 +15,7 @@ from ...errors import InputError
 from ...pruners.signals.shapley import knn_shapley
 from ...storage import Table, TableWriter, VectorIndex
 from ..dataset_tables import SHAPLEY, TEST, TRAIN
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..vector_rows import (
     Floats,
     Ints,
@@ -91,11 +91,6 @@ def plan(options: KnnShapleyOptions, inputs: Mapping[str, Table], context: StepC
     """One shard, written by `finish`: every validation row may value any training row."""
     check_vectors(inputs["vectors"])
     return Plan(SHAPLEY, None, options.model_dump())
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The rows are written by `finish`."""
-    raise NotImplementedError("a value is a sum over all validation rows")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -174,7 +169,6 @@ SPEC = StepSpec(
         "data": Slot(("read_dataset",)),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="What each training row adds to a k-nearest-neighbour classifier.",
 )

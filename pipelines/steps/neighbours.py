@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ...storage import Table, TableWriter, VectorIndex
 from ..dataset_tables import neighbours
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..vector_rows import (
     Floats,
     Ints,
@@ -43,11 +43,6 @@ def plan(options: NeighboursOptions, inputs: Mapping[str, Table], context: StepC
     """No shards of its own: one index serves all. Shards follow the vectors'."""
     check_vectors(inputs["vectors"])
     return Plan(neighbours(options.k), None, options.model_dump())
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The rows are written by `finish`."""
-    raise NotImplementedError("one index serves all shards")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -99,7 +94,6 @@ SPEC = StepSpec(
         "data": Slot(("read_dataset",), optional=True),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="The nearest other rows of each row; with `data`, among the training rows alone.",
 )

@@ -14,7 +14,7 @@ from ...storage import Table, TableWriter
 from .. import report
 from ..answers import find_answers
 from ..bundles import BASELINES, Bundle, aligned, bundles, shard_of
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..run_totals import fate
 
 _BINS = 25
@@ -42,11 +42,6 @@ class ReportOptions(StepOptions):
 def plan(options: ReportOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
     """No rows: the page is a file beside the manifest."""
     return Plan(pa.schema([]), 0, options.model_dump(), kind="report")
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """There is no shard to make."""
-    raise NotImplementedError("a report has no shards")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -211,7 +206,6 @@ SPEC = StepSpec(
         "contexts": Slot(("pack",), optional=True),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="The run as one HTML page that opens off line.",
 )

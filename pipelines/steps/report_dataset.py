@@ -13,7 +13,7 @@ from ...storage import Table, TableWriter
 from .. import dataset_report, report, student_figures
 from ..dataset_report import Decided
 from ..dataset_tables import TEST
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..tables import rows_by_id
 
 
@@ -38,11 +38,6 @@ class ReportDatasetOptions(StepOptions):
 def plan(options: ReportDatasetOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
     """No rows: the page is a file beside the manifest."""
     return Plan(pa.schema([]), 0, options.model_dump(), kind="report")
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """There is no shard to make."""
-    raise NotImplementedError("a report has no shards")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -149,7 +144,6 @@ SPEC = StepSpec(
         "outputs": Slot(("teacher_outputs",), optional=True),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="What was kept of a labelled data set, as one HTML page.",
 )

@@ -12,7 +12,7 @@ from pydantic import Field
 from ...storage import Table, TableWriter
 from .. import report, sft_report
 from ..causal_files import causal_source
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 from ..sft_signals import Bools
 from ..tables import flat, rows_by_id
 
@@ -47,11 +47,6 @@ def plan(options: ReportSftOptions, inputs: Mapping[str, Table], context: StepCo
     source = causal_source(options.tokenizer, inputs.get("model"))
     identity = options.model_dump(exclude={"tokenizer"})
     return Plan(pa.schema([]), 0, identity, payload=source, kind="report")
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """There is no shard to make."""
-    raise NotImplementedError("a report has no shards")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -150,7 +145,6 @@ SPEC = StepSpec(
         "export": Slot(("export_sft",), optional=True),
     },
     plan=plan,
-    shard=shard,
     finish=finish,
     about="What was kept of a fine-tuning set, as one HTML page.",
 )

@@ -17,7 +17,7 @@ from pydantic import Field
 from ...errors import InputError, ModelError
 from ...storage import Table, TableWriter, file_digest, row_id
 from ..dataset_tables import DYNAMICS, TRAIN
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,11 +86,6 @@ def plan(
             "epochs": options.epochs,
         },
     )
-
-
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The rows are written by `finish`."""
-    raise NotImplementedError("a training run has no shards of its own")
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -198,7 +193,6 @@ SPEC = StepSpec(
     options=TrainClassifierOptions,
     inputs={"data": Slot(("read_dataset",)), "embeddings": Slot(("embed",), optional=True)},
     plan=plan,
-    shard=shard,
     finish=finish,
     about="A classifier of the train split, and what each row did while it was trained.",
 )

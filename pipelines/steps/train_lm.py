@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ...errors import RecipeError
 from ...storage import Table, TableWriter, row_id
-from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads
 
 SCHEMA = pa.schema(
     [
@@ -76,11 +76,6 @@ def plan(options: TrainLmOptions, inputs: Mapping[str, Table], context: StepCont
     return Plan(SCHEMA, None, options.model_dump(), notes=notes)
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The rows are written by `finish`."""
-    raise NotImplementedError("a training run has no shards of its own")
-
-
 def finish(job: Job, writer: TableWriter) -> None:
     """Train, attach the model's files, and write a row for each point of the log.
 
@@ -120,7 +115,6 @@ SPEC = StepSpec(
     options=TrainLmOptions,
     inputs={"chats": Slot(("read_chats",))},
     plan=plan,
-    shard=shard,
     finish=finish,
     about="A small language model of the chats, with checkpoints, for runs without one.",
 )
