@@ -14,13 +14,13 @@ from pydantic import model_validator
 from ..errors import PruneryError, RecipeError
 from ..pruners.balance import Balance, balanced
 from ..pruners.catalogue import METHODS
-from ..pruners.contract import Array, Pruner, Selection, Signals
+from ..pruners.contract import Pruner, Selection, Signals
 from ..pruners.sample.difficulty import DIFFICULTY
 from ..pruners.sample.random import Random
 from ..pruners.strata import stratified
 from .dataset_signals import Rows, gather
 from .dataset_tables import DATASET_DECISION
-from .decisions import MethodOptions, decision_table
+from .decisions import MethodOptions, among_all, decision_table
 from .tables import among, kept_ids
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 # Kinds of budget that name a share of rows, so that a curve over shares can be drawn.
 SHARES = ("fraction", "fraction_per_group")
-BEFORE = "dropped_before"
 
 
 class DecideOptions(MethodOptions):
@@ -155,29 +154,7 @@ class Decider:
         limits = options.limits()
         if limits is not None:
             made = balanced(made, left.ids, _codes(left, options.balance), limits)
-        return self._spread(made)
-
-    def _spread(self, made: Selection) -> Selection:
-        """The selection among all rows; those that went before keep no score."""
-        n, at = len(self.rows.ids), self.candidates
-        if len(at) == n:
-            return made
-        rival = np.where(made.rival < 0, -1, at[np.maximum(made.rival, 0)] if len(at) else -1)
-        return Selection(
-            keep=_placed(n, at, made.keep, False),
-            score=_placed(n, at, made.score, 0.0),
-            reason=_placed(n, at, made.reason, len(made.reasons)),
-            reasons=(*made.reasons, BEFORE),
-            threshold=_placed(n, at, made.threshold, np.nan),
-            rival=_placed(n, at, rival, -1),
-            weight=_placed(n, at, made.weight, 0.0),
-        )
-
-
-def _placed(n: int, at: npt.NDArray[np.int64], values: Array, rest: object) -> Array:
-    made = np.full(n, rest, dtype=values.dtype)
-    made[at] = values
-    return made
+        return among_all(made, len(self.rows.ids), self.candidates)
 
 
 def _codes(rows: Rows, what: str) -> npt.NDArray[np.int64]:

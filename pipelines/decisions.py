@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from ..errors import InputError, RecipeError
 from ..pruners.catalogue import METHODS
-from ..pruners.contract import Pruner, Selection
+from ..pruners.contract import Array, Pruner, Selection
 from .engine import StepOptions
 
 SCHEMA = pa.schema(
@@ -27,6 +27,33 @@ SCHEMA = pa.schema(
         pa.field("rival", pa.int64()),
     ]
 )
+
+
+# Why a row has no score: an earlier decision dropped it.
+BEFORE = "dropped_before"
+
+
+def spread(n: int, at: npt.NDArray[np.int64], values: Array, rest: object) -> Array:
+    """(n,) array with `values` at the places `at` and `rest` elsewhere."""
+    made = np.full(n, rest, dtype=values.dtype)
+    made[at] = values
+    return made
+
+
+def among_all(made: Selection, n: int, at: npt.NDArray[np.int64]) -> Selection:
+    """A selection of the rows at the places `at` as one of all n; the others went before."""
+    if len(at) == n:
+        return made
+    rival = np.where(made.rival < 0, -1, at[np.maximum(made.rival, 0)] if len(at) else -1)
+    return Selection(
+        keep=spread(n, at, made.keep, False),
+        score=spread(n, at, made.score, 0.0),
+        reason=spread(n, at, made.reason, len(made.reasons)),
+        reasons=(*made.reasons, BEFORE),
+        threshold=spread(n, at, made.threshold, np.nan),
+        rival=spread(n, at, rival, -1),
+        weight=spread(n, at, made.weight, 0.0),
+    )
 
 
 def decision_table(ids: npt.NDArray[np.int64], selection: Selection) -> pa.Table:

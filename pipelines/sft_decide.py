@@ -12,11 +12,10 @@ import pyarrow as pa
 from ..pruners.contract import Array, Pruner, Selection, Signals
 from ..pruners.strata import stratified
 from ..pruners.token.qtuning import QTuning
+from .decisions import BEFORE, spread
 from .sft_signals import Bools, Ints, SftRows, lists
 from .sft_tables import DECISION
 from .tables import flat
-
-BEFORE = "dropped_before"
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,11 @@ def _over_samples(
     rival = np.full(n, -1, np.int64)
     rival[alive] = np.where(selection.rival < 0, -1, alive[np.maximum(selection.rival, 0)])
     return {
-        "score": _spread(n, alive, selection.score, 0.0),
-        "threshold": _spread(n, alive, selection.threshold, np.nan),
-        "weight": _spread(n, alive, selection.weight, 0.0),
+        "score": spread(n, alive, selection.score, 0.0),
+        "threshold": spread(n, alive, selection.threshold, np.nan),
+        "weight": spread(n, alive, selection.weight, 0.0),
         "rival": rival,
-        "reason": _spread(n, alive, np.array(selection.reason_names(), object), BEFORE),
+        "reason": spread(n, alive, np.array(selection.reason_names(), object), BEFORE),
         "token_keep": keep[rows.owner] & earlier.tokens,
     }
 
@@ -138,20 +137,13 @@ def _over_tokens(
         "weight": np.ones(n, np.float32),
         "rival": np.full(n, -1, np.int64),
         "reason": _reason_of_samples(selection, owner, n),
-        "token_keep": _spread(total, at, selection.keep, False),
-        "token_score": _spread(total, at, selection.score, 0.0),
-        "token_reason": _spread(total, at, selection.reason, len(selection.reasons)),
+        "token_keep": spread(total, at, selection.keep, False),
+        "token_score": spread(total, at, selection.score, 0.0),
+        "token_reason": spread(total, at, selection.reason, len(selection.reasons)),
     }
     if isinstance(pruner, QTuning):
         columns |= _plane(pruner, signals, strata, rows.ids, seed)
     return columns
-
-
-def _spread(n: int, at: Ints, values: Array, rest: object) -> Array:
-    """(n,) array with `values` at the places `at` and `rest` elsewhere."""
-    made = np.full(n, rest, dtype=values.dtype)
-    made[at] = values
-    return made
 
 
 def _reason_of_samples(selection: Selection, owner: Ints, n: int) -> npt.NDArray[np.object_]:

@@ -10,11 +10,10 @@ import pyarrow as pa
 from ...errors import InputError
 from ...pruners.contract import Array, Signals
 from ...storage import Table
-from ..decisions import SCHEMA, MethodOptions, decision_table
+from ..decisions import SCHEMA, MethodOptions, among_all, decision_table
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepSpec
 from ..tables import among, kept_ids, vectors_of
 
-BEFORE = "dropped_before"
 _CLUSTERED = ("cluster", "centroid_distance")
 
 
@@ -48,36 +47,19 @@ def shard(job: Job, index: int, out: Rows) -> None:
     options: PrunePassagesOptions = job.options  # type: ignore[assignment]
     rows = job.input("vectors").to_table()
     ids = rows.column("id").to_numpy().astype(np.int64)
-    left = np.ones(len(ids), np.bool_)
+    left = np.arange(len(ids))
     if job.has("after"):
-        left = among(ids, kept_ids(job.input("after")))
+        left = np.flatnonzero(among(ids, kept_ids(job.input("after"))))
     pruner = options.pruner()
     arrays: dict[str, Array] = {"id": ids[left]}
     if "embedding" in pruner.needs:
-        arrays["embedding"] = vectors_of(rows.column("embedding").filter(pa.array(left)))
+        arrays["embedding"] = vectors_of(rows.column("embedding").take(pa.array(left)))
     for name in sorted(pruner.needs.intersection(_CLUSTERED)):
         found = job.input("clusters").lookup(ids[left], columns=["id", name])
         arrays[name] = found.column(name).to_numpy()
-    selection = pruner(Signals(arrays), seed=job.seed)
-    out.write(decision_table(ids[left], selection))
-    dropped = selection.dropped()
-    if not left.all():
-        out.write(_dropped_before(ids[~left]))
-        dropped[BEFORE] = int((~left).sum())
-    out.count(selection.kept, dropped)
-
-
-def _dropped_before(ids: Array) -> pa.Table:
-    n = len(ids)
-    columns = {
-        "id": pa.array(ids, pa.int64()),
-        "keep": pa.array(np.zeros(n, np.bool_)),
-        "score": pa.array(np.zeros(n, np.float32)),
-        "reason": pa.array([BEFORE] * n),
-        "threshold": pa.nulls(n, pa.float32()),
-        "rival": pa.nulls(n, pa.int64()),
-    }
-    return pa.table(columns, schema=SCHEMA)
+    selection = among_all(pruner(Signals(arrays), seed=job.seed), len(ids), left)
+    out.write(decision_table(ids, selection))
+    out.count(selection.kept, selection.dropped())
 
 
 SPEC = StepSpec(

@@ -14,9 +14,9 @@ from ...errors import InputError, RecipeError, StoreError
 from ...pruners.contract import SIGNALS, Pruner
 from ...storage import Table
 from ..bundles import shard_of
-from ..decisions import MethodOptions
+from ..decisions import BEFORE, MethodOptions
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepSpec
-from ..sft_decide import BEFORE, Earlier, decide
+from ..sft_decide import Earlier, decide
 from ..sft_signals import (
     SftRows,
     known_signals,

@@ -6,13 +6,13 @@ from pydantic import ValidationError
 
 from prunery.errors import RecipeError
 from prunery.pipelines.dataset_decide import (
-    BEFORE,
     DecideOptions,
     Decider,
     decision_rows,
     empty_classes,
 )
 from prunery.pipelines.dataset_signals import Rows
+from prunery.pipelines.decisions import BEFORE
 from prunery.pruners.contract import Signals
 
 LABEL = np.array([0, 0, 0, 0, 0, 0, 1, 1, 2, 2])
