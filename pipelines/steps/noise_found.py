@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from ...errors import RecipeError
-from ...pruners.contract import FloatArray
-from ...pruners.sample.difficulty import DIFFICULTY, difficulty_of
+from ...pruners.contract import FloatArray, Signals
+from ...pruners.sample.difficulty import DIFFICULTY, difficulty_needs, difficulty_of
 from ...storage import Table, row_id
-from ..dataset_signals import INPUTS, check, expand, gather, training_rows
+from ..dataset_signals import INPUTS, check, gather, training_rows
 from ..dataset_tables import NOISE
 from ..engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
 from ..noise_figures import noise_rows
@@ -30,9 +30,19 @@ def plan(options: NoiseFoundOptions, inputs: Mapping[str, Table], context: StepC
     return Plan(NOISE, 1, {"scores": scores}, payload=scores)
 
 
+def _needs(name: str) -> frozenset[str]:
+    return frozenset({name}) if name in _TURN else difficulty_needs(name)
+
+
+def _harder(name: str, signals: Signals, runs: int) -> FloatArray:
+    if name in _TURN:
+        return (_TURN[name] * signals[name]).astype(np.float32)
+    return difficulty_of(name, signals, runs=runs)
+
+
 def _is_there(name: str, inputs: Mapping[str, Table]) -> bool:
     try:
-        check({name} if name in _TURN else expand({"difficulty"}, name), inputs, name)
+        check(_needs(name), inputs, name)
     except RecipeError:
         return False
     return True
@@ -44,14 +54,9 @@ def shard(job: Job, index: int, out: Rows) -> None:
     rows = training_rows(inputs["data"])
     made = []
     if rows.flipped.any():
-        scores: dict[str, FloatArray] = {}
-        for name in job.plan.payload:
-            needs = {name} if name in _TURN else expand({"difficulty"}, name)
-            signals, runs = gather(needs, inputs, rows)
-            if name in _TURN:
-                scores[name] = (_TURN[name] * signals[name]).astype(np.float32)
-            else:
-                scores[name] = difficulty_of(name, signals, runs=runs)
+        wanted = frozenset().union(*(_needs(name) for name in job.plan.payload))
+        signals, runs = gather(wanted, inputs, rows)
+        scores = {name: _harder(name, signals, runs) for name in job.plan.payload}
         made = noise_rows(scores, rows.flipped, ids=rows.ids)
     found = [{"id": row_id("noise", row["score"]), **row} for row in made]
     out.write(pa.Table.from_pylist(found, NOISE))
