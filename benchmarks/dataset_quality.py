@@ -29,7 +29,6 @@ from typing import Any
 from dataset_quality_report import write_report
 
 from prunery.pipelines.dataset_decide import DecideOptions, Decider
-from prunery.pipelines.dataset_signals import DECIDE_INPUTS
 from prunery.pipelines.recipe import load_recipe
 from prunery.pipelines.run import run_recipe
 from prunery.pipelines.students import (
@@ -210,7 +209,7 @@ def measure(room: Classroom, method: str, options: StudentOptions, line: tuple[s
 
 def rooms(given: argparse.Namespace, tables: dict[str, Any]) -> Iterator[tuple[str, Classroom]]:
     """A classroom for each method; random and full data come first."""
-    inputs = {role: tables[role] for role in ROLES if role in DECIDE_INPUTS}
+    inputs = {role: tables[role] for role in ROLES}
     first = DecideOptions.model_validate({"method": "el2n"})
     room = classroom(first, inputs, tables["vectors"])
     yield RANDOM, room

@@ -12,8 +12,9 @@ import faiss
 import numpy as np
 import sklearn
 import torch
-from scipy import stats
 from sections import write_section
+
+from prunery.pipelines.student_figures import figure
 
 Run = Mapping[str, Any]
 Cell = tuple[str, float, bool]
@@ -39,12 +40,9 @@ def mean(runs: Sequence[Run], key: str = "accuracy") -> float:
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
     """Mean and 95 % t-interval; the whole line where there is one value."""
-    array = np.array(values, float)
-    point = float(array.mean())
-    if len(array) < 2:
-        return point, -np.inf, np.inf
-    half = float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
-    return point, point - half, point + half
+    found = figure(values)
+    half = found.half if found.n > 1 else np.inf
+    return found.mean, found.mean - half, found.mean + half
 
 
 def gap(runs: Sequence[Run], others: Sequence[Run]) -> tuple[float, float, float]:

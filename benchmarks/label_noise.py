@@ -30,12 +30,12 @@ import fresh
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import stats
 from sections import write_section
 
 from prunery.pipelines.classifier import Examples, ModelSpec, Trainer, make_model, predict
 from prunery.pipelines.dynamics import last_layer_norms, measures
 from prunery.pipelines.noise_figures import noise_rows
+from prunery.pipelines.student_figures import figure
 from prunery.pruners.contract import Signals
 from prunery.pruners.sample.difficulty import difficulty_of
 from prunery.pruners.signals.shapley import knn_shapley
@@ -180,9 +180,8 @@ def measure(name: str, share: float, seed: int, most: int) -> list[dict[str, Any
 
 def text(values: list[float], scale: float = 1.0, digits: int = 3) -> str:
     """Mean and half of the 95 % t-interval."""
-    array = np.array(values) * scale
-    half = stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))
-    return f"{array.mean():.{digits}f} ± {half:.{digits}f}"
+    found = figure(scale * value for value in values)
+    return f"{found.mean:.{digits}f} ± {found.half:.{digits}f}"
 
 
 def report(found: list[dict[str, Any]], given: argparse.Namespace) -> None:

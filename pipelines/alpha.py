@@ -8,7 +8,7 @@ less left for the teacher to mend.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -75,4 +75,9 @@ def choose_alpha(curve: Mapping[float, float], rows: int, prior: float) -> float
     best = max(curve.values())
     error = math.sqrt(max(best * (1 - best), 0.0) / rows)
     near = [alpha for alpha, accuracy in curve.items() if accuracy >= best - error]
-    return min(near, key=lambda alpha: (abs(alpha - prior), alpha))
+    return nearest_alpha(near, prior)
+
+
+def nearest_alpha(alphas: Iterable[float], prior: float) -> float:
+    """The weight closest to the prior, of two as close the lower."""
+    return min(alphas, key=lambda alpha: (abs(alpha - prior), alpha))

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from ..errors import InputError, RecipeError
 from ..pruners import rules
 from ..storage import Table, row_id
-from .alpha import POINTS, choose_alpha, doubted, prior_alpha
+from .alpha import POINTS, choose_alpha, doubted, nearest_alpha, prior_alpha
 from .classifier import Examples, ModelSpec, fit, load_examples, make_model, predict
 from .dataset_decide import SHARES, DecideOptions, Decider
 from .dataset_signals import DECIDE_INPUTS, Rows, training_rows
@@ -342,7 +342,7 @@ def sweep_alpha(
     if judged is trusted:
         used = choose_alpha(curve, len(judged) * len(seeds), prior)
     else:
-        used = choose_alpha(dict.fromkeys(POINTS, 0.0), 1, prior)
+        used = nearest_alpha(POINTS, prior)
     return AlphaSweep(accuracy, used)
 
 
