@@ -56,6 +56,13 @@ class SentenceEncoder:
         """Length of a vector."""
         return int(self._model.get_embedding_dimension())
 
+    def count_tokens(self, texts: list[str]) -> npt.NDArray[np.int64]:
+        """Tokens of each text with its marks (N,) int64, before any cut."""
+        if not texts:
+            return np.zeros(0, np.int64)
+        made = self._model.tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+        return np.array([len(ids) for ids in made], np.int64)
+
     def encode(self, texts: list[str], *, batch_size: int = 32) -> npt.NDArray[np.float32]:
         """Unit vectors (N, d) float32; texts beyond the model's window are cut by it."""
         if not texts:

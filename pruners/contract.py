@@ -306,6 +306,14 @@ SIGNALS: dict[str, SignalSpec] = {
     "influence": SignalSpec(
         "float32", "given", "higher is kept", doc="Influence on held-out rows, imported."
     ),
+    # Candidate words of a prompt: a row is one word of the vocabulary.
+    "prompt_influence": SignalSpec(
+        "float32",
+        "nats",
+        "higher is kept",
+        doc="ClaPS: mean reward over labelled rows with the word alone as the prompt, minus that"
+        " with the empty prompt; or, without labels, the divergence between the two.",
+    ),
 }
 
 
