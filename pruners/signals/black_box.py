@@ -97,6 +97,11 @@ class Template:
                     f"template {self.source!r}: a {found.group()!r} without its partner at"
                     f" character {found.start()}. Write {{{{ and }}}} for braces."
                 )
+            elif not found.group(1):
+                raise RecipeError(
+                    f"template {self.source!r}: an unknown slot {{}} without a name; known:"
+                    f" {', '.join(SLOTS)}. Write {{{{ and }}}} for braces."
+                )
             else:
                 made.append((literal, found.group(1)))
                 literal = ""
