@@ -11,6 +11,8 @@ from .context.lexrank import LexRank
 from .context.provence import Provence
 from .context.random_sentences import RandomSentences
 from .contract import Pruner
+from .prompt.claps import Claps
+from .prompt.random_prompts import RandomPrompts
 from .sample.aum import Aum
 from .sample.ccs import Ccs
 from .sample.d2 import D2
@@ -90,6 +92,9 @@ METHODS: dict[str, type[Pruner]] = {
     "token_cleaning": TokenCleaning,
     "perplexity_tokens": PerplexityTokens,
     "random_tokens": RandomTokens,
+    # prompt
+    "claps": Claps,
+    "random_prompts": RandomPrompts,
 }
 
 

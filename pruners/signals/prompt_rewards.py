@@ -35,7 +35,7 @@ def rewards(
     sum p log p over classes, nats, label-free. `kl`: mean KL(p under the prompt || p under the
     empty prompt), nats, label-free; an influence by itself. `double_softmax`: the mean
     log-softmax of the *probabilities* at the label, which is what ClaPS's published reward
-    computes; only for comparison, as it squeezes every reward into (-1.6, 0) for two classes.
+    computes; only for comparison, as it squeezes every reward of two classes into (-1.32, -0.31).
 
     Departures from the published code: sums over rows for `kl` and the entropy are means (the
     same order of words); classes tied with the label stay in the gap's maximum (there they leave
@@ -83,7 +83,7 @@ def influence(
     it is. The empty prompt's own influence is exactly 0. Arguments and errors as `rewards`.
     """
     mine = rewards(logprobs, labels, empty)
-    base = rewards(np.asarray(empty)[None], labels, empty)
+    base = rewards(empty[None], labels, empty)
     return {name: mine[name] - (0.0 if name == "kl" else base[name][0]) for name in mine}
 
 

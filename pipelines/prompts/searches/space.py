@@ -33,7 +33,7 @@ class Space:
     @property
     def size(self) -> int:
         """How many prompts there are."""
-        return self.vocabulary**self.length
+        return int(self.vocabulary**self.length)
 
     def prompt(self, number: int) -> Prompt:
         """Prompt `number` of 0 to size - 1: its digits to the base of the vocabulary."""
@@ -49,7 +49,7 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._block: list[float] = []  # numbers _drawn // _BLOCK * _BLOCK and on
+        self._block: list[float] = []
         self._drawn = 0
 
     def one(self) -> float:
@@ -59,7 +59,7 @@ class Draws:
             counter = np.arange(self._drawn, self._drawn + _BLOCK, dtype=np.int64)
             self._block = rules.uniform(self._seed, counter).tolist()
         self._drawn += 1
-        return float(self._block[place])
+        return self._block[place]
 
     def below(self, high: int) -> int:
         """A whole number in [0, high), for any size of `high`."""
