@@ -17,7 +17,7 @@ from .encoders import HUB_PATTERNS, hub_snapshot
 # What a tokenizer needs of a model on the hub: everything but the weights.
 _HUB_PATTERNS = tuple(pattern for pattern in HUB_PATTERNS if "safetensors" not in pattern)
 # Settings of use, not of the mapping: a trainer may change them on the same tokenizer.
-_OF_USE = ("version", "truncation", "padding", "post_processor", "decoder")
+_OF_USE = ("version", "truncation", "padding", "decoder")
 
 
 def tokenizer_folder(name: str) -> Path:
@@ -59,15 +59,15 @@ def check_fast(tokenizer: Any) -> None:
         )
 
 
-def tokenizer_sha256(tokenizer: Any) -> str:
+def tokenizer_sha256(tokenizer: Any, *, marks: bool = False) -> str:
     """Digest of vocabulary, merges, normalisation, splitting and added tokens (64 hex digits).
 
-    Padding, truncation, the tokens put around a text, decoding and the chat template are left
-    out: they do not change the ids of a rendered chat.
+    Padding, truncation, decoding and the chat template are left out, and so are the tokens put
+    around a text unless `marks`: they do not change the ids of a rendered chat.
     """
     check_fast(tokenizer)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    for name in _OF_USE:
+    for name in (*_OF_USE, *(() if marks else ("post_processor",))):
         state.pop(name, None)
     text = json.dumps(state, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
