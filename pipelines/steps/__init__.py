@@ -9,6 +9,7 @@ from ..silver_labels import SILVER
 from . import (
     chunk,
     cluster_rows,
+    cluster_tokens,
     context_signals,
     distil,
     embed,
@@ -20,6 +21,8 @@ from . import (
     neighbours,
     noise_found,
     pack,
+    prompt_task,
+    prompt_vocabulary,
     prune_context,
     prune_dataset,
     prune_passages,
@@ -78,6 +81,10 @@ STEPS: dict[str, StepSpec] = {
     "sweep_alpha": sweep_alpha.SPEC,
     "distil": distil.SPEC,
     "report_dataset": report_dataset.SPEC,
+    # prompts
+    "prompt_task": prompt_task.SPEC,
+    "prompt_vocabulary": prompt_vocabulary.SPEC,
+    "cluster_tokens": cluster_tokens.SPEC,
     # quality of context pruning
     "label_silver": SILVER,
     "context_scores": SCORES,
