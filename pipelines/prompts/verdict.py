@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ...errors import InputError
 from ...pruners.contract import FloatArray, IntArray
+from ...pruners.signals.prompt_rewards import correct
 
 Judge = Literal["accuracy", "log_likelihood"]
 FOUND, EMPTY, MANUAL, CONTROL = "found", "empty", "manual", "control"
@@ -31,7 +32,7 @@ class Score:
     Attributes
     ----------
     hit
-        (N,) float64, 1 where the gold class alone is the likeliest, else 0.
+        (N,) float64, 1 where the gold class is predicted (`prompt_rewards.correct`), else 0.
     gold
         (N,) float64, log probability of the gold class, nats.
     """
@@ -42,12 +43,8 @@ class Score:
     @classmethod
     def of(cls, logprobs: FloatArray, labels: IntArray) -> Score:
         """From log probabilities (N, C) and gold codes (N,)."""
-        rows = np.arange(len(labels))
-        wide = logprobs.astype(np.float64)
-        gold = wide[rows, labels]
-        others = wide.copy()
-        others[rows, labels] = -np.inf
-        return cls((gold > others.max(axis=1)).astype(np.float64), gold)
+        gold = logprobs[np.arange(len(labels)), labels].astype(np.float64)
+        return cls(correct(logprobs[None], labels)[0].astype(np.float64), gold)
 
     @property
     def accuracy(self) -> float:

@@ -22,7 +22,7 @@ def score(hits, gold=None):
 def test_score_of_log_probabilities():
     logprobs = np.log(np.array([[0.7, 0.3], [0.4, 0.6], [0.5, 0.5], [0.9, 0.1]], np.float32))
     made = Score.of(logprobs, np.array([0, 0, 1, 1]))
-    np.testing.assert_array_equal(made.hit, [1, 0, 0, 0])  # a tie is no hit
+    np.testing.assert_array_equal(made.hit, [1, 0, 0, 0])  # a tie goes to the smaller code
     np.testing.assert_allclose(made.gold, np.log([0.7, 0.4, 0.5, 0.1]), rtol=1e-6)
     assert made.accuracy == 0.25
 

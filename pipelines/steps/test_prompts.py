@@ -1,0 +1,194 @@
+"""Step `test_prompts`: whether the found prompt is taken, and what it is worth on unseen rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from ...errors import InputError
+from ...storage import Table, TableWriter, row_id
+from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads
+from ..prompts.asking import HOW_ALONE, Asker, AskOptions
+from ..prompts.tables import TEST, VALIDATION, VERDICT
+from ..prompts.task import task_of
+from ..prompts.verdict import (
+    CONTROL,
+    EMPTY,
+    FOUND,
+    MANUAL,
+    Judge,
+    Score,
+    best_of,
+    judge_prompts,
+    lead,
+    standard_error,
+)
+from ..prompts.words import Shots, rows_of
+
+
+class TestPromptsOptions(AskOptions):
+    """Options of `test_prompts`, beside those of every step that asks.
+
+    Attributes
+    ----------
+    judge
+        What the found prompt must be better in on the validation rows: accuracy, or the mean
+        log_likelihood of the gold class.
+    finalists
+        Prompts with the highest training reward among which the validation rows pick. Above 1
+        the lead of the one picked is a little flattered.
+    """
+
+    __test__ = False  # no class of tests, whatever its name says
+
+    judge: Judge = "accuracy"
+    finalists: int = Field(default=1, ge=1)
+
+    def identity(self) -> dict[str, object]:
+        """What enters the key: a budget never changes what a finished table holds."""
+        limits = {"max_queries", "max_tokens", "max_cost"}
+        return self.model_dump(exclude=set(HOW_ALONE) | limits)
+
+
+def plan(options: TestPromptsOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
+    """No shards of its own: a few prompts on the rows that nothing has seen."""
+    from ..prompts.boxes import box_digests
+
+    return Plan(VERDICT, None, options.identity(), models=box_digests(task_of(inputs["task"])))
+
+
+def finish(job: Job, writer: TableWriter) -> None:
+    """Ask about the contenders on both parts, judge by one, report both.
+
+    Raises
+    ------
+    InputError
+        The task has no validation rows, or the search found nothing.
+    BudgetError
+        The budget does not reach.
+    """
+    from ..prompts.boxes import open_asker
+
+    options: TestPromptsOptions = job.options  # type: ignore[assignment]
+    use_threads(job.threads)
+    task = job.input("task")
+    parts = {name: rows_of(task, name) for name in (VALIDATION, TEST)}
+    if not parts[VALIDATION].texts:
+        raise InputError(
+            f"`{task.manifest.name}` has no validation rows, so nothing can be judged. Set"
+            " `validation_shots` of prompt_task."
+        )
+    asker = open_asker(task, [text for part in parts.values() for text in part.texts], options)
+    rows = contest(
+        asker,
+        parts,
+        finalists=finalists(job.input("search"), options.finalists),
+        manual=task_of(task).manual.strip(),
+        control=finalists(job.input("control"), 1)[0] if job.has("control") else None,
+        judge=options.judge,
+        seed=job.seed,
+    )
+    for number in writer.pending(1):
+        with writer.shard(number) as out:
+            out.write(pa.Table.from_pylist(rows, VERDICT))
+            out.count(kept=len(rows), dropped={})
+
+
+def finalists(search: Table, count: int) -> list[str]:
+    """The best prompts of a search by training reward, then by accuracy, then the first asked."""
+    found = search.to_table(["prompt", "reward", "accuracy"])
+    reward = found.column("reward").to_numpy()
+    if not len(reward):
+        raise InputError(
+            f"`{search.manifest.name}` asked about no prompt. Give it a larger budget."
+        )
+    order = np.lexsort((np.arange(len(reward)), -found.column("accuracy").to_numpy(), -reward))
+    prompts = found.column("prompt").to_pylist()
+    return list(dict.fromkeys(prompts[place] for place in order))[:count]
+
+
+def contest(
+    asker: Asker,
+    parts: Mapping[str, Shots],
+    *,
+    finalists: list[str],
+    manual: str,
+    control: str | None,
+    judge: Judge,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Rows of `VERDICT`: every contender on both parts.
+
+    `asker` has the rows of the parts one after the other.
+    """
+    scores, tokens, start = {}, {}, 0
+    contenders = {FOUND: finalists[0], EMPTY: ""}
+    contenders |= {MANUAL: manual} if manual else {}
+    contenders |= {CONTROL: control} if control is not None else {}
+    for part, rows in parts.items():
+        places = np.arange(start, start + len(rows.texts))
+        start += len(rows.texts)
+        if part == VALIDATION and len(finalists) > 1:
+            answers, _ = asker.must_ask(finalists, places)
+            best = best_of([Score.of(one, rows.labels) for one in answers], judge)
+            contenders[FOUND] = finalists[best]
+        if not len(places):
+            continue
+        answers, read = asker.must_ask(list(contenders.values()), places)
+        scores[part] = {
+            name: Score.of(one, rows.labels) for name, one in zip(contenders, answers, strict=True)
+        }
+        tokens[part] = dict(zip(contenders, read.tolist(), strict=True))
+    verdict = judge_prompts(scores[VALIDATION], judge, seed=seed)
+    return [
+        _row(name, contenders[name], part, found, score, judge, tokens[part][name], seed)
+        | {"chosen": name == verdict.chosen, "reason": verdict.reason}
+        for part, by_name in scores.items()
+        for found in (by_name[FOUND],)
+        for name, score in by_name.items()
+    ]
+
+
+def _row(
+    name: str,
+    prompt: str,
+    part: str,
+    found: Score,
+    score: Score,
+    judge: Judge,
+    tokens: int,
+    seed: int,
+) -> dict[str, Any]:
+    ahead = lead(found, score, judge, seed=seed)
+    return {
+        "id": row_id("verdict", name, part),
+        "contender": name,
+        "prompt": prompt,
+        "part": part,
+        "rows": len(score.hit),
+        "accuracy": score.accuracy,
+        "accuracy_error": standard_error(score.hit, seed=seed),
+        "log_likelihood": score.log_likelihood,
+        "lead_of_found": ahead.mean,
+        "lead_error": ahead.error,
+        "tokens": tokens,
+    }
+
+
+SPEC = StepSpec(
+    name="test_prompts",
+    version=1,
+    options=TestPromptsOptions,
+    inputs={
+        "task": Slot(("prompt_task",)),
+        "search": Slot(("search_prompts",)),
+        "control": Slot(("search_prompts",), optional=True),
+    },
+    plan=plan,
+    finish=finish,
+    about="Whether the found prompt is taken, and what it is worth on rows never used.",
+)
