@@ -57,8 +57,8 @@ def published_reward(probabilities: FloatArray64, labels: IntArray) -> FloatArra
     """The default "cross entropy" from probabilities (P, N, C), (P,): a softmax too many.
 
     The mean log-softmax of the probabilities at the label. A certain right answer of two classes
-    is worth -0.31 and a certain wrong one -1.31: the range is squeezed to 1 nat, so that one hard
-    row weighs no more than ten easy ones. The reward `double_softmax` is the same number.
+    is worth -0.31 and a certain wrong one -1.31: however wrong a row is, it costs at most 1. The
+    reward `double_softmax` is the same number.
     """
     gold = probabilities[:, np.arange(len(labels)), labels]
     return np.asarray((gold - np.log(np.exp(probabilities).sum(axis=2))).mean(axis=1))
