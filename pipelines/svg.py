@@ -59,12 +59,13 @@ def line_chart(
     x_range: tuple[float, float] = (0.0, 1.0),
     y_range: tuple[float, float] = (0.0, 1.0),
     percent_x: bool = True,
+    percent_y: bool = True,
     level: Level | None = None,
 ) -> Markup:
-    """Lines over a grid, y in percent; `label` says in words what the chart shows."""
+    """Lines over a grid; `label` says in words what the chart shows."""
     frame = _Frame(x_range, y_range)
-    parts = [_open(label)]
-    parts.append(_grid(frame, x_label, y_label, _percent if percent_x else _number, _percent))
+    x_name, y_name = (_percent if wanted else _number for wanted in (percent_x, percent_y))
+    parts = [_open(label), _grid(frame, x_label, y_label, x_name, y_name)]
     if level is not None:
         parts.append(_level(frame, level))
     beside = _BESIDE if any(math.isfinite(half) for s in series for half in s.spread) else 0.0
@@ -142,8 +143,12 @@ def histogram(
     y_label: str,
     label: str,
     threshold: float | None = None,
+    zero: bool = False,
 ) -> Markup:
-    """Kept and dropped counts side by side in each bin, on a log scale from 1."""
+    """Kept and dropped counts side by side in each bin, on a log scale from 1.
+
+    `zero` draws a line at x = 0.
+    """
     most = max([1, *kept, *dropped])
     top = math.ceil(math.log10(most + 1) * 10) / 10 or 1.0
     frame = _Frame((edges[0], edges[-1]), (0.0, top))
@@ -173,22 +178,28 @@ def histogram(
                     right,
                 )
             )
-    if threshold is not None and edges[0] <= threshold <= edges[-1]:
-        x = frame.x(threshold)
-        parts.append(
-            Markup(
-                '<line class="rule" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>'
-            ).format(x, frame.y(top), frame.y(0.0))
-        )
-        anchor = "end" if x > _WIDTH / 2 else "start"
-        parts.append(
-            Markup(
-                '<text class="tick" x="{:.1f}" y="{:.1f}" text-anchor="{}">threshold {:.3g}'
-            ).format(x + (-6 if anchor == "end" else 6), frame.y(top) + 12, anchor, threshold)
-            + Markup("</text>")
-        )
+    if threshold is not None:
+        parts.append(_upright(frame, threshold, "rule", f"threshold {threshold:.3g}"))
+    if zero:
+        parts.append(_upright(frame, 0.0, "zero", ""))
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
+
+
+def _upright(frame: _Frame, x: float, kind: str, words: str) -> Markup:
+    """A line from top to bottom with words beside it; nothing where x is off the chart."""
+    if not frame.x_range[0] <= x <= frame.x_range[1]:
+        return Markup("")
+    place, top, bottom = frame.x(x), *(frame.y(y) for y in reversed(frame.y_range))
+    made = Markup('<line class="{0}" x1="{1:.1f}" x2="{1:.1f}" y1="{2:.1f}" y2="{3:.1f}"/>').format(
+        kind, place, top, bottom
+    )
+    if not words:
+        return made
+    anchor, aside = ("end", -6) if place > 0.7 * _WIDTH else ("start", 6)
+    return made + Markup(
+        '<text class="tick over" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>'
+    ).format(place + aside, top + 12, anchor, words)
 
 
 def scatter(
@@ -320,4 +331,4 @@ def _percent(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:g}" if abs(value) < 1e5 else f"{value:,.0f}"
