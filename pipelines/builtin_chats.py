@@ -18,7 +18,7 @@ import inspect
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -108,20 +108,39 @@ def builtin_chats() -> dict[str, list[tuple[str, Messages]]]:
     PruneryError
         No Python could be started, or it failed.
     """
+    found: dict[str, list[tuple[str, Messages]]] = _in_bare_python(NAME)
+    return found
+
+
+def builtin_docstrings(name: str, modules: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """(qualified name, docstring) of the public functions, classes and methods of each module.
+
+    In a fixed order, collected as the chats are. `name` is what is being read, for messages.
+
+    Raises
+    ------
+    PruneryError
+        No Python could be started, or it failed.
+    """
+    found: dict[str, list[tuple[str, str]]] = _in_bare_python(name, *modules)
+    return found
+
+
+def _in_bare_python(name: str, *modules: str) -> Any:
+    """What this file as a script writes in a Python that has imported nothing else."""
     from ..errors import PruneryError
 
     # -I and -S: no environment, no site-packages.
-    command = [sys.executable, "-I", "-S", __file__]
+    command = [sys.executable, "-I", "-S", __file__, *modules]
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=120)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or b"").decode("utf-8", "replace")[-500:]
         raise PruneryError(
-            f"{NAME}: could not collect docstrings with {sys.executable!r} ({error}). {said} Read"
-            " chats from files of your own instead."
+            f"{name}: could not collect docstrings with {sys.executable!r} ({error}). {said} Read"
+            " files of your own instead."
         ) from error
-    found: dict[str, list[tuple[str, Messages]]] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def collected() -> dict[str, list[tuple[str, Messages]]]:
@@ -136,6 +155,17 @@ def collected() -> dict[str, list[tuple[str, Messages]]]:
                 seen.add(answer)
                 chats.append((name, _chat(name, kind, thing, answer)))
     return found
+
+
+def docstrings(modules: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """What `builtin_docstrings` gives, from the standard library as it is in this process."""
+    return {
+        name: [
+            (full, inspect.cleandoc(str(thing.__doc__)))
+            for full, _, thing in _documented(importlib.import_module(name))
+        ]
+        for name in modules
+    }
 
 
 def _documented(module: ModuleType) -> Iterator[tuple[str, str, Any]]:
@@ -205,4 +235,5 @@ def _turn(role: str, content: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(collected()))
+    asked = sys.argv[1:]
+    sys.stdout.write(json.dumps(docstrings(asked) if asked else collected()))

@@ -34,10 +34,10 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..storage import file_digest
-from . import builtin_datasets, sources
+from . import builtin_datasets, builtin_texts, sources
 from .sources import PIECE_BYTES, RowProblem
 
-FileKind = Literal["image", "array", "builtin", "csv", "jsonl", "json", "parquet"]
+FileKind = Literal["image", "array", "builtin", "texts", "csv", "jsonl", "json", "parquet"]
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -144,6 +144,11 @@ def scan_files(path: str, names: dict[str, str], *, piece_bytes: int = PIECE_BYT
         rows = len(builtin_datasets.digits()[1])
         piece = DataPiece(path, path, "builtin", rows * 64, stop=rows)
         return Found((piece,), f"{path}:{builtin_datasets.digest()}", ())
+    if path == builtin_texts.NAME:
+        texts = builtin_texts.docstrings()
+        size = sum(len(text) for text, _ in texts)
+        piece = DataPiece(path, path, "texts", size, stop=len(texts))
+        return Found((piece,), f"{path}:{builtin_texts.digest()}", ())
     files = [(file, name, file_kind(file)) for file, name, _ in sources.expand(path)]
     family = next((one for one in _FAMILIES if any(kind in one for *_, kind in files)), ())
     skipped = [name for _, name, kind in files if kind not in family]
@@ -520,6 +525,9 @@ def raw_rows(
         pixels, digits = builtin_datasets.digits()
         for row in range(piece.start, piece.stop):
             yield row + 1, {image: pixels[row], label: int(digits[row])}
+    elif piece.kind == "texts":
+        for row, (said, chapter) in enumerate(builtin_texts.docstrings(), 1):
+            yield row, {text: said, label: chapter}
     elif piece.arrays is not None:
         x, y = piece.arrays
         kind = array_kind(piece.name, x)

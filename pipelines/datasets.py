@@ -137,6 +137,8 @@ def kind_of(pieces: Sequence[DataPiece], columns: Columns, wanted: Kind | None) 
     for piece in {piece.path: piece for piece in reversed(pieces)}.values():
         if piece.kind in ("image", "builtin"):
             kinds["image"] = piece.name
+        elif piece.kind == "texts":
+            kinds["text"] = piece.name
         elif piece.arrays is not None:
             kinds[array_kind(piece.name, piece.arrays[0])] = piece.name
         elif wanted is not None:

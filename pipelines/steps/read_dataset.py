@@ -26,7 +26,8 @@ class ReadDatasetOptions(StepOptions):
         A file, a folder (read recursively, names starting with a dot left out), a glob pattern,
         or a list of those; see `pipelines.dataset_files` for the kinds of files.
         `builtin:digits` is scikit-learn's digits as images; `builtin:noisy-digits` the same
-        with a tenth of the training labels flipped.
+        with a tenth of the training labels flipped; `builtin:python-docstrings` are texts from
+        Python's own docstrings, labelled by the chapter of the library reference.
     test_path
         The rows of the test split, as `path`; those of `path` are then all for training.
     holdout
