@@ -41,14 +41,19 @@ def _without_bars() -> Iterator[None]:
 class SentenceEncoder:
     """Sentence-transformers behind one method: texts in, unit vectors (N, d) float32 out."""
 
-    def __init__(self, folder: str, device: str | None) -> None:
+    def __init__(self, folder: str, device: str | None, dtype: DType = "float32") -> None:
+        self._dtype = dtype
         # faiss before torch: two OpenMP runtimes loaded the other way round can crash.
         import faiss  # noqa: F401
         from sentence_transformers import SentenceTransformer
 
         with _without_bars():
             self._model: Any = SentenceTransformer(
-                folder, device=device, local_files_only=True, trust_remote_code=False
+                folder,
+                device=device,
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": dtype},
             )
 
     @property
@@ -74,13 +79,18 @@ class SentenceEncoder:
             convert_to_numpy=True,
             show_progress_bar=False,
         )
-        return np.ascontiguousarray(made, dtype=np.float32)
+        vectors = np.ascontiguousarray(made, dtype=np.float32)
+        if self._dtype != "float32":  # its lengths are off by up to half a percent
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors
 
 
 @lru_cache(maxsize=2)
-def sentence_encoder(folder: str, device: str | None = None) -> SentenceEncoder:
+def sentence_encoder(
+    folder: str, device: str | None = None, dtype: DType = "float32"
+) -> SentenceEncoder:
     """The encoder of a model folder, read once a process."""
-    return SentenceEncoder(folder, device)
+    return SentenceEncoder(folder, device, dtype)
 
 
 @lru_cache(maxsize=2)
