@@ -180,6 +180,8 @@ class Caller(Generic[Reply]):
         `TryAgainError` for what is not one.
     kept
         What the user is told about answers so far, where the endpoint stays away.
+    mendable
+        Options that the user is told to check, where the endpoint refuses everything.
     """
 
     endpoint: Endpoint
@@ -187,6 +189,7 @@ class Caller(Generic[Reply]):
     parse: Callable[[bytes, int], Reply]
     ledger: Ledger = field(default_factory=Ledger)
     kept: str = "What was answered is kept"
+    mendable: str = "`base_url`, `model`"
     _not_before: float = 0.0
 
     async def call_all(
@@ -306,7 +309,7 @@ class Caller(Generic[Reply]):
             return CallFailure("refused", f"HTTP {status}: {said}", number)
         raise InputError(
             f"{self.endpoint.base_url} answered HTTP {status}: {said}. Expected 200; check"
-            f" `base_url`, `model` and the key in ${self.endpoint.api_key_env}."
+            f" {self.mendable} and the key in ${self.endpoint.api_key_env}."
         )
 
     async def _post(

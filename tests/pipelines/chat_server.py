@@ -1,11 +1,11 @@
-"""A local server that speaks the chat-completions protocol, well or badly, as a test tells it."""
+"""A local server that speaks the OpenAI protocol, well or badly, as a test tells it."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +40,45 @@ def reply(
     return Said(json.dumps(made).encode(), **more)
 
 
+def classic(
+    top: Mapping[str, float] | None, usage: tuple[int, int] | None = (7, 1), **more: Any
+) -> Said:
+    """A completion with log probabilities in the shape of classic completions."""
+    chosen = max(top, key=top.__getitem__) if top else ""
+    logprobs = top and {
+        "tokens": [chosen],
+        "token_logprobs": [top[chosen]],
+        "top_logprobs": [dict(top)],
+        "text_offset": [0],
+    }
+    return _completion({"text": chosen, "logprobs": logprobs}, usage, more)
+
+
+def content(
+    top: Mapping[str, float],
+    usage: tuple[int, int] | None = (7, 1),
+    spelt: bool = True,
+    **more: Any,
+) -> Said:
+    """A completion with log probabilities in the shape of chats; `spelt` gives tokens' bytes."""
+    entries = [
+        {"token": token, "logprob": value, "bytes": list(token.encode()) if spelt else None}
+        for token, value in sorted(top.items(), key=lambda item: -item[1])
+    ]
+    first = {**entries[0], "top_logprobs": entries}
+    message = {"role": "assistant", "content": entries[0]["token"]}
+    return _completion({"message": message, "logprobs": {"content": [first]}}, usage, more)
+
+
+def _completion(
+    choice: dict[str, Any], usage: tuple[int, int] | None, more: dict[str, Any]
+) -> Said:
+    made: dict[str, Any] = {"choices": [{"index": 0, "finish_reason": "length", **choice}]}
+    if usage:
+        made["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
+    return Said(json.dumps(made).encode(), **more)
+
+
 @dataclass
 class Asked:
     """One request that came in."""
@@ -51,14 +90,17 @@ class Asked:
 
     @property
     def user(self) -> str:
+        if "prompt" in self.body:
+            return self.body["prompt"]
         return self.body["messages"][-1]["content"]
 
 
 class ChatServer:
     """Answers each request with `answer(asked, how many times this prompt was asked before)`."""
 
-    def __init__(self, answer: Callable[[Asked, int], Said]) -> None:
+    def __init__(self, answer: Callable[[Asked, int], Said], keep_alive: bool = False) -> None:
         self.answer = answer
+        self.connections = 0
         self.asked: list[Asked] = []
         self.most_at_once = 0
         self._now = 0
@@ -67,6 +109,14 @@ class ChatServer:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1" if keep_alive else "HTTP/1.0"
+            disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                with outer._lock:
+                    outer.connections += 1
+
             def do_POST(self) -> None:
                 outer._serve(self)
 
@@ -102,6 +152,7 @@ class ChatServer:
     def _say(self, handler: BaseHTTPRequestHandler, said: Said) -> None:
         time.sleep(said.delay)
         if said.hang_up:
+            handler.close_connection = True
             handler.connection.close()
             return
         handler.send_response(said.status)
@@ -119,9 +170,9 @@ class ChatServer:
 
 
 @contextmanager
-def serving(answer: Callable[[Asked, int], Said]) -> Iterator[ChatServer]:
+def serving(answer: Callable[[Asked, int], Said], keep_alive: bool = False) -> Iterator[ChatServer]:
     """Run a server in a thread for the length of a `with`."""
-    server = ChatServer(answer)
+    server = ChatServer(answer, keep_alive)
     thread = threading.Thread(target=server._server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
