@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .pipelines.dynamics import DynamicsRecorder
     from .pipelines.infobatch_sampler import InfoBatchSampler
     from .pipelines.online_selection import OnlineSelection
+    from .pipelines.prompts.space import PromptSpace
     from .pipelines.pruning_trainer import PruningTrainer, PruningTrainerMixin
     from .pruners.catalogue import METHODS
     from .pruners.context import ContextPruner, PrunedPassage
@@ -24,6 +25,7 @@ __all__ = [
     "DynamicsRecorder",
     "InfoBatchSampler",
     "OnlineSelection",
+    "PromptSpace",
     "PrunedPassage",
     "PruningTrainer",
     "PruningTrainerMixin",
@@ -38,6 +40,7 @@ _HOME = {
     "DynamicsRecorder": ".pipelines.dynamics",
     "InfoBatchSampler": ".pipelines.infobatch_sampler",
     "OnlineSelection": ".pipelines.online_selection",
+    "PromptSpace": ".pipelines.prompts.space",
     "PrunedPassage": ".pruners.context",
     "PruningTrainer": ".pipelines.pruning_trainer",
     "PruningTrainerMixin": ".pipelines.pruning_trainer",
