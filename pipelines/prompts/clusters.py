@@ -33,7 +33,7 @@ class Clustered:
     cluster
         int32, from 0 in the order of the representatives' ids.
     distance
-        float32, Euclidean, to the centre of the cluster.
+        float32, Euclidean, to the mean of the cluster.
     keep
         bool, the nearest word of each cluster.
     """
@@ -74,8 +74,9 @@ def cluster_words(
     """Cluster words by k-means (k-means++ from `seed`, one start) and pick one for each cluster.
 
     The order of the words plays no part. Runs in one thread: sums of several threads would hang
-    on their number. Fewer distinct vectors than clusters make one cluster each. Distances to the
-    centres are float64, ties go to the smaller id.
+    on their number. Fewer distinct vectors than clusters make one cluster each. A word's distance
+    is that to the mean of its cluster, worked out in float64 and compared as float32, so that
+    the words of a pair are as far off as each other; ties go to the smaller id.
 
     Parameters
     ----------
@@ -98,11 +99,10 @@ def cluster_words(
     order = np.argsort(ids)
     rows = np.ascontiguousarray(vectors[order], np.float32)
     distinct, copy_of = np.unique(rows, axis=0, return_inverse=True)
-    label, centres = copy_of.reshape(-1), distinct
+    label = copy_of.reshape(-1)
     if clusters < len(distinct):
-        label, centres = _kmeans(rows, clusters, algorithm, iterations, seed)
-    gap = rows.astype(np.float64) - centres.astype(np.float64)[label]
-    distance = np.sqrt(np.einsum("nd,nd->n", gap, gap))
+        label = _kmeans(rows, clusters, algorithm, iterations, seed)
+    distance = _distances(rows, label).astype(np.float32)
     # Sorted by (cluster, distance, id): the first of each cluster is its representative.
     ranked = np.lexsort((np.arange(len(rows)), distance, label))
     first = ranked[np.flatnonzero(np.diff(label[ranked], prepend=-1))]
@@ -111,13 +111,13 @@ def cluster_words(
     keep = np.zeros(len(rows), np.bool_)
     keep[first] = True
     back = np.argsort(order)
-    return Clustered(number[label][back], distance[back].astype(np.float32), keep[back])
+    return Clustered(number[label][back], distance[back], keep[back])
 
 
 def _kmeans(
     rows: FloatArray, clusters: int, algorithm: Algorithm, iterations: int, seed: int
-) -> tuple[IntArray, FloatArray]:
-    """Cluster of each row (N,), and centres (k, d)."""
+) -> IntArray:
+    """Cluster of each row, (N,) int64; a cluster may be empty."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -138,4 +138,17 @@ def _kmeans(
         # Fewer clusters than asked for: they are counted in the table.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows)
-    return model.labels_.astype(np.int64), model.cluster_centers_
+    return np.asarray(model.labels_, np.int64)
+
+
+def _distances(rows: FloatArray, label: IntArray) -> npt.NDArray[np.float64]:
+    """Euclidean distance of each row to the mean of its cluster, (N,)."""
+    order = np.argsort(label, kind="stable")
+    starts = np.flatnonzero(np.diff(label[order], prepend=-1))
+    counts = np.diff(np.append(starts, len(rows)))
+    exact = rows[order].astype(np.float64)
+    mean = np.add.reduceat(exact, starts, axis=0) / counts[:, None]
+    exact -= np.repeat(mean, counts, axis=0)
+    made = np.empty(len(rows))
+    made[order] = np.sqrt(np.einsum("nd,nd->n", exact, exact))
+    return made
