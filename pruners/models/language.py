@@ -38,7 +38,8 @@ class Resolved:
     path
         Its folder.
     sha256
-        Digest of the weights and of config.json, which holds what else decides the numbers.
+        Digest of the weights and of config.json, which holds what else decides the numbers; of a
+        seq2seq model of generation_config.json too, which names what an answer starts with.
     tokenizer_sha256, template_sha256
         Digests of its tokenizer and chat template; see `tokenizers`.
     """
@@ -72,7 +73,7 @@ def resolve_language(name: str, head: str, *, marks: bool = True) -> Resolved:
     """
     _class_of(head)
     folder = _folder(name)
-    return _resolved(folder, load_tokenizer(folder), marks)
+    return _resolved(folder, load_tokenizer(folder), head, marks)
 
 
 def load_language(
@@ -95,7 +96,7 @@ def load_language(
     auto, kind = _class_of(head)
     folder = _folder(name)
     tokenizer = load_tokenizer(folder)
-    found = _resolved(folder, tokenizer, marks)
+    found = _resolved(folder, tokenizer, head, marks)
     try:
         read: Any = getattr(transformers, auto).from_pretrained(
             str(folder),
@@ -152,8 +153,11 @@ def _folder(name: str) -> Path:
     return folder
 
 
-def _resolved(folder: Path, tokenizer: Any, marks: bool) -> Resolved:
+def _resolved(folder: Path, tokenizer: Any, head: str, marks: bool) -> Resolved:
     parts = [weights_sha256(folder), file_sha256(folder / "config.json")]
+    start = folder / "generation_config.json"
+    if head == "seq2seq" and start.is_file():
+        parts.append(file_sha256(start))
     return Resolved(
         folder,
         hashlib.sha256("\n".join(parts).encode()).hexdigest(),
