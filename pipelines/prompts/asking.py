@@ -173,13 +173,12 @@ class Asker:
             some = list(prompts[at : at + step])
             known = self._known(some, texts)
             fit = self._fitting(some, texts, known)
-            if fit:
-                answers, read = self._answers(some[:fit], texts, known[:fit])
-                made.append(answers)
-                tokens.append(read)
-            if fit < len(some):
+            if not fit:
                 break
-            at += fit
+            answers, read = self._answers(some[:fit], texts, known[:fit])
+            made.append(answers)
+            tokens.append(read)
+            at += fit  # where some did not fit: what these really cost may leave room for more
         return np.concatenate(made), np.concatenate(tokens)
 
     def exhausted(self, prompt: str, rows: IntArray | None = None) -> str | None:
@@ -322,13 +321,16 @@ class Asker:
         missing: list[tuple[int, int]],
     ) -> None:
         assert isinstance(self.box, RemoteBox)
-        pairs = [(prompts[p], texts[n]) for p, n in missing]
+        places: dict[tuple[str, str], list[tuple[int, int]]] = {}  # equal pairs are asked once
+        for p, n in missing:
+            places.setdefault((prompts[p], texts[n]), []).append((p, n))
+        pairs = list(places)
 
         def done(place: int, answer: Answer) -> None:
             if self.log is not None:
                 self.log.keep([pairs[place]], [answer])
-            p, n = missing[place]
-            known[p][n] = answer
+            for p, n in places[pairs[place]]:
+                known[p][n] = answer
 
         self.box.answer_all(pairs, done)
 
