@@ -105,6 +105,31 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name, or a YAML file.")],
+    settings: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would do: which steps are done, and what the others would ask a model.
+
+    Exact numbers of prompts and queries for steps that search for a prompt; tokens and money at
+    most. Nothing is asked; data, few-shot rows and words are read and stored to count them.
+    """
+    from .pipelines.prompts.plan import plan_recipe
+    from .pipelines.recipe import apply_overrides, load_recipe
+
+    loaded = apply_overrides(load_recipe(recipe), settings or [])
+    with _progress(quiet=as_json) as progress:
+        made = plan_recipe(loaded, _store(store), progress=progress)
+    if as_json:
+        _print_json(made.as_json())
+        return
+    for line in made.lines():
+        typer.echo(line)
+
+
+@app.command()
 def prune(
     question: Annotated[str | None, typer.Argument(help="What the passages should answer.")] = None,
     passages: Annotated[

@@ -217,23 +217,44 @@ class StepSpec:
         return _run(self, options, inputs, context)
 
 
+def table_key(
+    spec: StepSpec, options: StepOptions, inputs: Mapping[str, str], context: StepContext
+) -> str:
+    """The key of the table that a step makes, from tables that exist; the step does not run."""
+    keys, plan = _planned(spec, options, inputs, context)
+    return context.store.key(**_identity(spec, plan, keys, context.seed))
+
+
+def _planned(
+    spec: StepSpec, options: StepOptions, inputs: Mapping[str, str], context: StepContext
+) -> tuple[dict[str, str], Plan]:
+    keys = {role: context.store.resolve(inputs[role]) for role in spec.inputs if role in inputs}
+    tables = {role: context.store.table(key) for role, key in keys.items()}
+    return keys, spec.plan(options, tables, context)
+
+
+def _identity(spec: StepSpec, plan: Plan, keys: Mapping[str, str], seed: int) -> dict[str, Any]:
+    """What a table's key is the digest of."""
+    return {
+        "step": spec.name,
+        "version": spec.version,
+        "options": {**plan.identity, "inputs": list(keys)},
+        "inputs": list(keys.values()),
+        "models": dict(plan.models),
+        "seed": seed,
+    }
+
+
 def _run(
     spec: StepSpec, options: StepOptions, inputs: Mapping[str, str], context: StepContext
 ) -> Manifest:
-    keys = {role: context.store.resolve(inputs[role]) for role in spec.inputs if role in inputs}
-    tables = {role: context.store.table(key) for role, key in keys.items()}
-    plan = spec.plan(options, tables, context)
+    keys, plan = _planned(spec, options, inputs, context)
     name = context.name or spec.name
     writing = context.store.write(
         name=name,
-        step=spec.name,
-        version=spec.version,
-        options={**plan.identity, "inputs": list(keys)},
-        inputs=list(keys.values()),
-        models=dict(plan.models),
-        seed=context.seed,
         schema=plan.schema,
         kind=plan.kind,
+        **_identity(spec, plan, keys, context.seed),
     )
     with writing as writer:
         if writer.committed:
@@ -292,14 +313,9 @@ def run_shard(job: Job, shard: int) -> int:
 def _reopen(spec: StepSpec, job: Job) -> TableWriter:
     return job.store.write(
         name=job.table,
-        step=spec.name,
-        version=spec.version,
-        options={**job.plan.identity, "inputs": list(job.inputs)},
-        inputs=list(job.inputs.values()),
-        models=dict(job.plan.models),
-        seed=job.seed,
         schema=job.plan.schema,
         kind=job.plan.kind,
+        **_identity(spec, job.plan, job.inputs, job.seed),
     )
 
 
