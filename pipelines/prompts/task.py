@@ -24,6 +24,17 @@ _TEMPLATES: dict[str, str] = {
     "endpoint": "{text} {prompt}",
 }
 _LABEL_TEMPLATE = "{prompt} {label}"
+_NETWORKS = ("causal", "masked", "seq2seq")
+# Options that mean something to some kinds of black boxes alone.
+_BELONGS: dict[str, tuple[str, ...]] = {
+    "base_url": ("endpoint",),
+    "protocol": ("endpoint",),
+    "top_logprobs": ("endpoint",),
+    "dtype": ("encoder", *_NETWORKS),
+    "label_template": ("encoder",),
+    "temperature": ("encoder",),
+    "verbaliser_tokens": _NETWORKS,
+}
 
 
 class PromptTaskOptions(StepOptions):
@@ -54,8 +65,9 @@ class PromptTaskOptions(StepOptions):
     verbalisers
         Class name to the word that stands for it; classes not named stand for themselves.
     verbaliser_tokens
-        `all` scores every token of a word, `first` (as published) the first alone, which then
-        must differ between classes.
+        Of a network on this machine; an endpoint scores by first tokens. `all` scores every
+        token of a word, `first` (as published) the first alone, which then must differ between
+        classes.
     temperature
         What the encoder's cosines are divided by.
     manual
@@ -88,8 +100,14 @@ class PromptTaskOptions(StepOptions):
 
     @model_validator(mode="after")
     def _agree(self) -> PromptTaskOptions:
-        if (self.base_url is None) != (self.black_box != "endpoint"):
-            raise ValueError("`base_url` belongs to `black_box: endpoint`, and that needs one")
+        for name in sorted(self.model_fields_set & set(_BELONGS)):
+            if self.black_box not in _BELONGS[name]:
+                raise ValueError(
+                    f"`{name}` means nothing to `black_box: {self.black_box}`; it belongs to"
+                    f" {', '.join(_BELONGS[name])}"
+                )
+        if self.black_box == "endpoint" and self.base_url is None:
+            raise ValueError("`black_box: endpoint` needs `base_url`, such as https://host/v1")
         try:
             text, label = self.templates()
             if self.black_box == "encoder":
@@ -133,8 +151,9 @@ class PromptTaskOptions(StepOptions):
         return made
 
     def identity(self) -> dict[str, Any]:
-        """What enters keys: everything, the templates spelt out."""
-        return {**self.model_dump(), "template": self.templates()[0].source}
+        """What enters keys: everything that means something here, the template spelt out."""
+        foreign = {name for name, kinds in _BELONGS.items() if self.black_box not in kinds}
+        return {**self.model_dump(exclude=foreign), "template": self.templates()[0].source}
 
 
 def task_of(task: Table) -> PromptTaskOptions:

@@ -98,7 +98,7 @@ def prune_words(
     *,
     seed: int,
 ) -> Selection:
-    """Decide about V words with their influence (V,); only finalists (V,) can stay.
+    """Decide about V words with their influence (V,), of which finalists (V,) alone can stay.
 
     The budget is a share of all V words, so that halving and a full pass keep equally many.
 
@@ -107,7 +107,9 @@ def prune_words(
     BudgetError
         Fewer finalists than words to keep.
     """
-    at = np.flatnonzero(finalist)
+    pruner = options.pruner()
+    judged = "prompt_influence" in pruner.needs  # a random control draws from all words
+    at = np.flatnonzero(finalist) if judged else np.arange(len(ids))
     wanted = options.kept_of(len(ids))
     if wanted > len(at):
         raise BudgetError(
@@ -115,7 +117,6 @@ def prune_words(
             " rows. Raise `least` of prompt_influence, or keep fewer."
         )
     signals = Signals({"id": ids[at], "prompt_influence": influence[at]})
-    pruner = options.pruner()
     share = wanted / len(at) if len(at) else 0.0
     made = type(pruner)(**{**options.options, pruner.budget.field: share})(signals, seed=seed)
     if options.rule == "percentile":

@@ -305,8 +305,7 @@ def test_what_decides_an_answer_names_the_file(base, change):
         ({}, {"manual": "by hand"}),
         ({}, {"verbalisers": {"x": "a"}}),  # the words themselves are given
         ({}, {"template": "{text} {prompt}"}),  # the usual one, spelt out
-        ({}, {"temperature": 0.1, "top_logprobs": 5}),
-        (REMOTE, {"dtype": "bfloat16", "base_url": "http://127.0.0.1:1/v1/"}),
+        (REMOTE, {"base_url": "http://127.0.0.1:1/v1/"}),
     ],
 )
 def test_what_does_not_decide_an_answer_leaves_the_file(base, change, monkeypatch, tmp_path):

@@ -221,6 +221,7 @@ def test_what_cannot_be_done_says_so(recipe, tmp_path, setting, said, error):
         ("task.template='{txt}'", "unknown slot"),
         ("task.black_box=causal", None),
         ("task.base_url=http://127.0.0.1:1/v1", "base_url"),
+        ("task.top_logprobs=5", "belongs to endpoint"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(recipe, setting, said):

@@ -53,6 +53,7 @@ def test_the_control_is_of_the_same_size_and_of_no_influence():
     other = decide(method="random_prompts", keep=0.1, influence=-INFLUENCE)
     assert np.array_equal(made.keep, other.keep)
     assert not np.array_equal(made.keep, decide(method="random_prompts", keep=0.1, seed=1).keep)
+    assert np.array_equal(made.keep, decide(INFLUENCE < 5, method="random_prompts", keep=0.1).keep)
 
 
 def test_the_published_rule_for_comparison():
