@@ -61,7 +61,7 @@ def plan(options: ClusterTokensOptions, inputs: Mapping[str, Table], context: St
     wanted = clustering.clusters_wanted(words, options.clusters)
     if wanted is None:
         return Plan(TOKEN_CLUSTERS, 1, {"clusters": None}, notes={"words": words})
-    kind, folder, digest = _source(options, task_of(inputs["task"]))
+    kind, folder, digests = _source(options, task_of(inputs["task"]))
     identity = {
         "clusters": wanted,
         "algorithm": options.algorithm,
@@ -72,30 +72,36 @@ def plan(options: ClusterTokensOptions, inputs: Mapping[str, Table], context: St
         TOKEN_CLUSTERS,
         1,
         identity,
-        models={"vectors": digest},
+        models=digests,
         payload=(kind, str(folder), wanted),
         notes={"words": words},
     )
 
 
-def _source(options: ClusterTokensOptions, task: PromptTaskOptions) -> tuple[str, Path, str]:
-    """What the vectors are, the folder of the model that has them, and its digest."""
+def _source(
+    options: ClusterTokensOptions, task: PromptTaskOptions
+) -> tuple[str, Path, dict[str, str]]:
+    """What the vectors are, the folder of the model that has them, and its digests."""
     from .. import models
 
     if options.vectors == "encoder":
         found = models.encoder(options.encoder)
-        return "encoder", found.path, found.sha256
+        return "encoder", found.path, {"vectors": found.sha256}
     if task.black_box == "endpoint":
         raise RecipeError(
             "`vectors: input_embeddings`: those of a model behind an endpoint are not here. Set"
             " `vectors: encoder`, or `clusters: null` and at most"
             f" {2 * clustering.PUBLISHED_CLUSTERS} words (`most` of `prompt_vocabulary`)."
         )
-    from ...pruners.models.token_rows import has_token_rows
+    from ...pruners.models.token_rows import has_token_rows, transformer_home
+    from ...pruners.models.tokenizers import load_tokenizer, tokenizer_sha256
 
     found = models.encoder(task.model)
-    has = task.black_box != "encoder" or has_token_rows(found.path)
-    return "input_embeddings" if has else "encoder", found.path, found.sha256
+    if task.black_box == "encoder" and not has_token_rows(found.path):
+        return "encoder", found.path, {"vectors": found.sha256}
+    tokenizer = tokenizer_sha256(load_tokenizer(transformer_home(found.path)))
+    digests = {"vectors": found.sha256, "tokenizer": tokenizer}
+    return "input_embeddings", found.path, digests
 
 
 def shard(job: Job, index: int, out: Rows) -> None:

@@ -174,17 +174,18 @@ def test_the_number_of_threads_plays_no_part():
 INPUTS = {"task": "prompt_task", "vocabulary": "prompt_vocabulary"}
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with a task and 200 words; its tests add tables under names that they alone read."""
+    made = Store(tmp_path_factory.mktemp("clusters"))
     text_set(made, plain_rows())
     run_step(made, "prompt_task", {"data": "data"}, shots=2, validation_shots=2)
     run_step(made, "prompt_vocabulary", {"task": "prompt_task"}, most=200)
     return made
 
 
-def cluster(store, **options):
-    return run_step(store, "cluster_tokens", INPUTS, **options)
+def cluster(store, inputs=INPUTS, **options):
+    return run_step(store, "cluster_tokens", inputs, **options)
 
 
 def test_the_step_clusters_the_kept_words(store):
@@ -253,14 +254,17 @@ def test_what_changes_rows_changes_the_key(store):
 
 def test_an_endpoints_rows_are_not_here(store, tmp_path):
     endpoint = {"black_box": "endpoint", "model": "some", "base_url": "http://127.0.0.1:9/v1"}
-    run_step(store, "prompt_task", {"data": "data"}, shots=2, validation_shots=2, **endpoint)
+    task = {"shots": 2, "validation_shots": 2, **endpoint}
+    run_step(store, "prompt_task", {"data": "data"}, name="far_task", **task)
     words = tmp_path / "words.txt"
     words.write_text("sun\nmoon\nstar\ncar\nbus\ntrain\n")
-    run_step(store, "prompt_vocabulary", {"task": "prompt_task"}, source="file", path=str(words))
+    file = {"source": "file", "path": str(words)}
+    run_step(store, "prompt_vocabulary", {"task": "far_task"}, name="far_words", **file)
+    far = {"task": "far_task", "vocabulary": "far_words"}
     with pytest.raises(RecipeError, match="vectors: encoder"):
-        cluster(store, clusters=2)
-    assert cluster(store).kept == 6
-    assert cluster(store, clusters=2, vectors="encoder").kept == 2
+        cluster(store, far, clusters=2)
+    assert cluster(store, far).kept == 6
+    assert cluster(store, far, clusters=2, vectors="encoder").kept == 2
     made = rows_of(store, "cluster_tokens")
     sky = {row["cluster"] for row in made if row["text"] in ("sun", "moon", "star")}
     assert len(sky) == 1 and len({row["cluster"] for row in made}) == 2

@@ -1,5 +1,6 @@
 """The words of a prompt: every entry of a tokenizer or file, with one reason each."""
 
+import gzip
 import json
 import unicodedata
 from collections import Counter
@@ -172,6 +173,32 @@ def test_the_published_words_pass_the_published_filter(shared_data):
         assert reasons["word"] >= count - 1
 
 
+def test_gpt2s_words_are_the_tokens_that_they_came_from(shared_data):
+    """Inside of a sentence the text of every kept entry is that very token."""
+    folder = shared_data / "tok_real"
+    if not folder.is_dir():
+        pytest.skip("tok_real is not among the real data sets")
+    vocab = json.loads(gzip.decompress((folder / "gpt2-vocab.json.gz").read_bytes()))
+    lines = gzip.decompress((folder / "gpt2-merges.txt.gz").read_bytes()).decode().splitlines()
+    merges = [tuple(line.split()) for line in lines[1:] if line]
+    # The stored vocabulary lacks one token that a merge makes.
+    merges = [merge for merge in merges if "".join(merge) in vocab]
+    tokenizer = fast(
+        models.BPE(vocab, merges),
+        decoders.ByteLevel(),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        eos_token="<|endoftext|>",
+    )
+    made = rows(tokenizer, PUBLISHED)
+    kept = [row for row in made if row["keep"]]
+    assert len(kept) > 33_000
+    pieces = tokenizer([f" {row['text']}" for row in kept])["input_ids"]
+    assert pieces == [[row["token_id"]] for row in kept]
+    starts = sum(token.startswith("Ġ") for token in vocab)
+    reasons = Counter(row["reason"] for row in made)
+    assert starts == len(kept) + reasons["undecodable"] + reasons["empty"] + reasons["control"]
+
+
 # -- filters -------------------------------------------------------------------------------------
 
 
@@ -244,9 +271,10 @@ def test_a_file_of_words(tmp_path):
 # -- the step ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def store(tmp_path):
-    made = Store(tmp_path / "store")
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A store with a task; its tests add tables under names that they alone read."""
+    made = Store(tmp_path_factory.mktemp("vocabulary"))
     text_set(made, plain_rows())
     run_step(made, "prompt_task", {"data": "data"}, shots=2, validation_shots=2)
     return made
@@ -299,9 +327,10 @@ def test_the_step_reads_a_file(store, tmp_path):
 
 def test_an_endpoints_tokenizer_is_not_here(store):
     endpoint = {"black_box": "endpoint", "model": "some", "base_url": "http://127.0.0.1:9/v1"}
-    run_step(store, "prompt_task", {"data": "data"}, shots=2, validation_shots=2, **endpoint)
+    task = {"shots": 2, "validation_shots": 2, **endpoint}
+    run_step(store, "prompt_task", {"data": "data"}, name="far_task", **task)
     with pytest.raises(RecipeError, match="source: tokenizer"):
-        vocabulary(store)
+        run_step(store, "prompt_vocabulary", {"task": "far_task"})
 
 
 @pytest.mark.parametrize(
