@@ -10,10 +10,13 @@ from typing import Any
 from ..storage import Manifest, Store
 from .engine import StepContext, WorkerPool
 from .progress import Progress, Silent
+from .prompts.outcome import outcome, outcome_lines
 from .recipe import Recipe, Step
 from .run_totals import dataset_totals, fate, selection_totals, totals
 from .steps import STEPS
 from .student_figures import Grid, summary, summary_lines
+
+REPORTS = ("report", "report_sft", "report_dataset", "report_prompts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class RunResult:
     @property
     def report(self) -> Path | None:
         """The HTML report, a file on this machine, if the recipe makes one."""
-        found = [self.of_step(step) for step in ("report", "report_sft", "report_dataset")]
+        found = [self.of_step(step) for step in REPORTS]
         manifest = next((m for m in found if m is not None), None)
         return self.store.table(manifest.key).attachment("report.html") if manifest else None
 
@@ -58,6 +61,7 @@ class RunResult:
             "questions": self._questions(),
             "selections": self.selections(),
             "students": self.students(),
+            "prompts": self.prompts(),
             "report": str(report) if report else None,
         }
 
@@ -94,6 +98,14 @@ class RunResult:
             if m.step == "distil"
         }
 
+    def prompts(self) -> dict[str, dict[str, Any]]:
+        """The prompt that each `test_prompts` step takes, by its name; see `prompts.outcome`."""
+        return {
+            name: outcome(self.store, m)
+            for name, m in self.manifests.items()
+            if m.step == "test_prompts"
+        }
+
     def lines(self) -> list[str]:
         """The result in words: a line a step, a line a question, totals, the report's path."""
         made = [
@@ -103,6 +115,8 @@ class RunResult:
         made += _selection_lines(self.selections())
         for name, students in self.students().items():
             made += ["", *(f"{name}: {line}" for line in summary_lines(students))]
+        for name, found in self.prompts().items():
+            made += ["", *outcome_lines(name, found)]
         rows = self._questions()
         if rows:
             made += ["", *_question_lines(rows), "", *_total_lines(totals(rows))]
