@@ -101,8 +101,10 @@ def test_a_crossover_draws_its_words_evenly():
     found = genetic(worth(), length=12, population=20, mutants=0, crossovers=400, epochs=2)
     parents = elite_of(found[:1], 0.1)
     assert len(parents) == 2
-    share = np.mean([np.mean(np.equal(child, parents[0])) for child in found[1].prompts])
-    assert 0.46 < share < 0.54
+    shares = [np.mean(np.equal(child, parents[0])) for child in found[1].prompts]
+    assert 0.46 < np.mean(shares) < 0.54
+    # Of each child: Binomial(12, 0.5) / 12 deviates by 0.144, a lopsided draw by more.
+    assert 0.12 < np.std(shares) < 0.17
 
 
 def test_a_mutant_changes_each_word_with_its_probability():
@@ -246,6 +248,53 @@ def test_a_particle_goes_back_to_its_own_best():
         for new, old in zip(found[-1].prompts, found[0].prompts, strict=True)
     ]
     assert np.mean(away) < 4.5
+
+
+def expected_turns(places, speed, own, best, inertia, to_own, to_all):
+    """Words expected to become the own best's and the best of all's; `speed` moves on.
+
+    To the own are counted where place, own best and best of all are three words; to the best
+    there, and where a particle stands at its own best. Who does not move at all, or only back
+    to its own best, is moved anew, and one word changes.
+    """
+    pull = np.where(places == own, -3, 3) + np.where(places == best, -3, 3)
+    speed[:] = inertia * speed + (1 - inertia) * pull
+    chance = 1 / (1 + np.exp(-speed))
+    not_own = np.where(places == own, 1.0, 1 - chance).prod(axis=1)
+    not_all = np.where(places == best, 1.0, 1 - chance).prod(axis=1)
+    stays = (1 - to_own + to_own * not_own) * (1 - to_all + to_all * not_all)
+    back = np.where(places == own, 1.0, chance).prod(axis=1) * (places != own).any(axis=1)
+    stays += to_own * back * (1 - to_all + to_all * np.where(own == best, 1.0, 1 - chance).prod(1))
+    again = (1 + stays)[:, None]
+    apart = (places != own) & (places != best) & (own != best)
+    become_own = (again * to_own * chance * (1 - to_all * chance))[apart].sum()
+    become_best = (again * to_all * chance)[(places != best) & (own == places)].sum()
+    return become_own, become_best + (again * to_all * chance)[apart].sum(), apart
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_epoch_turns_as_its_velocities_say(tied):
+    """The whole law re-derived from what was asked and answered: inertia, C1, C2, both bests."""
+    epochs, ask = 6, (lambda prompts: np.zeros(len(prompts))) if tied else worth()
+    found = swarm(ask, population=300, length=40, epochs=epochs, velocity=0.0, mutation=0.0)
+    own, held = np.array(found[0].prompts), found[0].rewards.copy()
+    best, top = own[held.argmax()], held.max()
+    own, places, speed = own.copy(), own.copy(), np.zeros(own.shape)
+    for epoch in range(epochs):
+        done = epoch / epochs
+        inertia, to_own, to_all = 0.8 - 0.6 * done, 0.8 - 0.6 * done, 0.2 + 0.6 * done
+        wanted = expected_turns(places, speed, own, best, inertia, to_own, to_all)
+        new, reward = np.array(found[epoch + 1].prompts), found[epoch + 1].rewards
+        apart = wanted[2]
+        to_best = ((new == best) & (apart | ((places != best) & (own == places)))).sum()
+        assert to_best == pytest.approx(wanted[1], rel=0.12), epoch
+        if wanted[0] > 200:
+            assert ((new == own) & apart).sum() == pytest.approx(wanted[0], rel=0.12), epoch
+        better = reward > held
+        own[better], held[better] = new[better], reward[better]
+        if reward.max() > top:
+            best, top = new[reward.argmax()], reward.max()
+        places = new
 
 
 # -- all against random ----------------------------------------------------------------------
