@@ -268,3 +268,22 @@ def test_an_endpoints_rows_are_not_here(store, tmp_path):
     made = rows_of(store, "cluster_tokens")
     sky = {row["cluster"] for row in made if row["text"] in ("sun", "moon", "star")}
     assert len(sky) == 1 and len({row["cluster"] for row in made}) == 2
+
+
+def test_an_encoder_without_token_rows_is_asked_for_the_words(store, tmp_path):
+    """A table of static vectors is no network: what it makes of a word alone is taken."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    folder = tmp_path / "static"
+    made = StaticEmbedding(packaged_tokenizer().backend_tokenizer, embedding_dim=6)
+    SentenceTransformer(modules=[made], device="cpu").save(str(folder))
+    task = {"shots": 2, "validation_shots": 2, "model": str(folder)}
+    run_step(store, "prompt_task", {"data": "data"}, name="static_task", **task)
+    words = tmp_path / "words.txt"
+    words.write_text("sun\nmoon\nstar\ncar\n")
+    file = {"source": "file", "path": str(words)}
+    run_step(store, "prompt_vocabulary", {"task": "static_task"}, name="static_words", **file)
+    static = {"task": "static_task", "vocabulary": "static_words"}
+    manifest = cluster(store, static, clusters=2)
+    assert manifest.kept == 2 and manifest.options["vectors"] == "encoder"
