@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ...errors import PruneryWarning
 from ...pruners.signals.black_box import BlackBox
 from .asking import Asker, AskOptions, RemoteBox
 from .task import PromptTaskOptions, classes_of, task_of
@@ -88,3 +90,17 @@ def open_asker(task: Table, rows: Sequence[str], how: AskOptions) -> Asker:
     box = open_box(options, classes, how)
     batch = how.concurrency if isinstance(box, RemoteBox) else max(64, how.batch_tokens // 16)
     return Asker(box, rows, how.limits(), log, batch)
+
+
+def warn_unseen(asker: Asker) -> None:
+    """Say how often an endpoint left classes out of what it returned, if it did."""
+    blind, bounded = (int(getattr(asker.box, name, 0)) for name in ("blind", "bounded"))
+    if not blind and not bounded:
+        return
+    warnings.warn(
+        f"of {asker.spent.sent} replies {blind} held no class at all, which counts as all classes"
+        f" alike, and in the others {bounded} classes were missing and got the most that they can"
+        " have. Raise `top_logprobs`, or give words that the model would write after the template.",
+        PruneryWarning,
+        stacklevel=2,
+    )

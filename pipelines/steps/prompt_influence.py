@@ -78,7 +78,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     BudgetError
         The budget does not reach for all of it.
     """
-    from ..prompts.boxes import open_asker
+    from ..prompts.boxes import open_asker, warn_unseen
     from ..prompts.influence import measure_influence
 
     options: InfluenceOptions = job.options  # type: ignore[assignment]
@@ -96,6 +96,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         least=least_words(options, len(words.texts)),
         by=options.halving_by,
     )
+    warn_unseen(asker)
     n = len(rows.texts)
     columns = {
         "id": np.r_[row_id("prompt_word", ""), words.ids],

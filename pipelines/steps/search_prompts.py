@@ -103,15 +103,16 @@ def finish(job: Job, writer: TableWriter) -> None:
     BudgetError
         The budget does not reach for one prompt.
     """
-    from ..prompts.boxes import open_asker
+    from ..prompts.boxes import open_asker, warn_unseen
     from ..prompts.searching import run_search
 
     options: SearchPromptsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
     task = job.input("task")
     rows, words = rows_of(task), words_of(job.input("words"))
+    asker = open_asker(task, rows.texts, options)
     made = run_search(
-        open_asker(task, rows.texts, options),
+        asker,
         rows.labels,
         words.texts,
         method=options.method,
@@ -121,6 +122,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         options=options.options,
         seed=job.seed,
     )
+    warn_unseen(asker)
     last = len(made.asked) - 1
     found = [
         {

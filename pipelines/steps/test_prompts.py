@@ -71,7 +71,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     BudgetError
         The budget does not reach.
     """
-    from ..prompts.boxes import open_asker
+    from ..prompts.boxes import open_asker, warn_unseen
 
     options: TestPromptsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
@@ -92,6 +92,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         judge=options.judge,
         seed=job.seed,
     )
+    warn_unseen(asker)
     for number in writer.pending(1):
         with writer.shard(number) as out:
             out.write(pa.Table.from_pylist(rows, VERDICT))

@@ -11,8 +11,10 @@ import subprocess
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from prunery.errors import PruneryWarning
 from prunery.pipelines.recipe import load_recipe
 from prunery.pipelines.run import run_recipe
 from prunery.storage import Store
@@ -112,3 +114,21 @@ def test_a_killed_run_pays_for_nothing_twice(folder, monkeypatch):
     assert set(asked) == set(texts)
     twice = sum(count - 1 for count in asked.values())
     assert twice <= 3 * CONCURRENCY  # what was under way at each of three kills
+
+
+def test_classes_that_an_endpoint_leaves_out_are_told(folder, monkeypatch):
+    """Never a made-up score in silence: bounds and blind replies are counted and said."""
+
+    def silent_on_no(asked, before):
+        if "word1" in asked.user:
+            return classic({" maybe": -0.5, " so": -1.5})
+        return classic({" yes": -0.5, " so": -1.5})
+
+    monkeypatch.setenv("PRUNERY_CACHE", str(folder / "cache"))
+    with serving(silent_on_no) as server:
+        (folder / "paid.yaml").write_text(RECIPE.format(url=server.url))
+        with pytest.warns(PruneryWarning, match=r"held no class at all.*top_logprobs"):
+            made = run_recipe(load_recipe(folder / "paid.yaml"), Store(folder / "store"))
+    rows = made.store.table(made.manifests["influence"].key).to_table().to_pylist()
+    blind = next(row for row in rows if row["text"] == "word1")
+    assert np.allclose(blind["log_probability"], np.log(0.5))
