@@ -41,8 +41,8 @@ class EndpointLabels:
     candidates gets the most that it can have, never a guess; where no class is, all are equal.
     Both are counted.
 
-    The first request goes out alone. A server that gives no log probabilities is refused by its
-    answer, before anything more is sent.
+    Requests go out one by one until log probabilities have come. A server that gives none is
+    refused by its first answer, before anything more is sent.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ class EndpointLabels:
         if self._session is None:
             self._session = _Session(self._endpoint)
         places = list(range(len(pairs)))
-        if not self._heard:
+        while places and not self._heard:
             self._session.run(self._ask(self._session.http, pairs, places[:1], done))
             places = places[1:]
         if places:
@@ -211,6 +211,8 @@ class EndpointLabels:
                 f"{url} refuses the text {where}: {reply.detail}. Shorten or drop the row, or use"
                 " a model that reads more. Answers so far are kept."
             )
+        if reply.partial:  # which tells nothing of what the server can do
+            return reply
         if reply.candidates is None or not (reply.candidates or self._heard):
             raise InputError(
                 f"{url} gave no log probabilities {where}, though asked for {self._top}"

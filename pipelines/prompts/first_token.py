@@ -40,7 +40,9 @@ class TokenReply:
     ----------
     candidates
         (bytes of the token, log probability in nats), None where the server gave no log
-        probabilities; empty where it wrote nothing.
+        probabilities; empty where it wrote nothing, or part of a letter.
+    partial
+        Whether the token was part of a letter, for which llama.cpp tells no candidates.
     prompt_tokens, completion_tokens
         As the server counts them, None where it does not.
     requests
@@ -51,6 +53,7 @@ class TokenReply:
     prompt_tokens: int | None
     completion_tokens: int | None
     requests: int = 1
+    partial: bool = False
 
 
 def parse_reply(body: bytes, requests: int) -> TokenReply:
@@ -60,7 +63,9 @@ def parse_reply(body: bytes, requests: int) -> TokenReply:
     """
     try:
         reply = json.loads(body)
-        logprobs = reply["choices"][0].get("logprobs")
+        choice = reply["choices"][0]
+        logprobs = choice.get("logprobs")
+        text = choice.get("text") or (choice.get("message") or {}).get("content")
         usage = reply.get("usage") or {}
         counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
         candidates = None if logprobs is None else _candidates(logprobs)
@@ -68,7 +73,8 @@ def parse_reply(body: bytes, requests: int) -> TokenReply:
         said = body[:200].decode("utf-8", "replace")
         raise TryAgainError(f"not a completion ({error!r}): {said}", broken=True) from error
     known = [count if type(count) is int and count >= 0 else None for count in counts]
-    return TokenReply(candidates, known[0], known[1], requests)
+    partial = candidates is None and isinstance(text, str) and set(text) == {"\ufffd"}
+    return TokenReply([] if partial else candidates, known[0], known[1], requests, partial)
 
 
 def _candidates(logprobs: dict[str, Any]) -> list[tuple[bytes, float]] | None:

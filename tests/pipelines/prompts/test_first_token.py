@@ -67,6 +67,14 @@ def test_nothing_written():
     assert parsed({"tokens": [], "token_logprobs": [], "top_logprobs": []}).candidates == []
 
 
+@pytest.mark.parametrize("choice", [{"text": "\ufffd"}, {"message": {"content": "\ufffd"}}])
+def test_part_of_a_letter(choice):
+    reply = parse_reply(json.dumps({"choices": [{**choice, "logprobs": None}]}).encode(), 1)
+    assert (reply.candidates, reply.partial) == ([], True)
+    whole = parse_reply(b'{"choices": [{"text": "x"}]}', 1)
+    assert (whole.candidates, whole.partial) == (None, False)
+
+
 def test_no_probability_is_no_candidate_and_bytes_are_read_as_spelt():
     top = {"a": -9999.0, "b": -3.4e38, "bytes:\\xe2\\x96": -1.0, "<0x0A>": -2.0, "c": 1e-7}
     assert parsed({"top_logprobs": [top]}).candidates == [
