@@ -16,7 +16,15 @@ import pyarrow.compute as pc
 
 from ..errors import InputError
 from ..storage import Manifest, Store, Table
+from .prompts.explain_words import WORD_TABLES, describe_word, word_lines
 
+_DECIDING = (
+    "prune_passages",
+    "prune_context",
+    "prune_sft",
+    "prune_dataset",
+    "prune_prompts",
+)
 _SHOWN = 200  # characters of a text in words
 _LISTED = 20  # rows of a list in words
 _VALUES = 8  # of a feature vector
@@ -58,7 +66,8 @@ class Explanation:
     parts
         Decisions about its sentences, where the row is a retrieved passage.
     seen
-        What happened besides decisions: which questions found it, at which rank.
+        What happened besides decisions: which questions found a passage, at which rank; how a
+        word went through the stages of prompt search.
     """
 
     table: str
@@ -94,7 +103,8 @@ class Explanation:
             kept = sum(part.kept for part in self.parts)
             made.append(f"  {kept} of its {len(self.parts)} sentences were kept:")
             made += [f"    {_verdict_lines(part)[0]}: {_short(part.text)!r}" for part in self.parts]
-        if not self.verdicts and not self.parts:
+        told = self.step in WORD_TABLES and self.seen  # their filters are decisions too
+        if not self.verdicts and not self.parts and not told:
             made.append("  no step has decided about this row")
         return made
 
@@ -174,7 +184,7 @@ class _Family:
     def verdicts(self, ids: Iterable[int]) -> Iterator[Verdict]:
         """Decisions about those rows, in the order of the tables, then of the ids."""
         wanted = list(ids)
-        for table in self.of("prune_passages", "prune_context", "prune_sft", "prune_dataset"):
+        for table in self.of(*_DECIDING):
             for row in table.lookup(wanted, missing="skip").to_pylist():
                 rival = row["rival"]
                 yield Verdict(
@@ -224,6 +234,9 @@ class _Family:
         for table in self.of("read_dataset"):
             for labelled in table.lookup([row_id], missing="skip").to_pylist():
                 return _labelled(labelled, table.manifest.notes.get("classes", []))
+        word = describe_word(self.of, row_id)
+        if word is not None:
+            return word
         question = self._find(row_id, "questions")
         return ("a question", question["question"]) if question else ("", "")
 
@@ -232,9 +245,9 @@ class _Family:
         return f", for the question {question['question']!r}" if question else ""
 
     def seen(self, row_id: int) -> list[str]:
-        """For a passage: whether it was indexed, and which questions found it."""
+        """For a passage: which questions found it. For a word: what became of it."""
         if self._find(row_id, "chunk") is None:
-            return []
+            return word_lines(self.of, row_id)
         made: list[str] = []
         for table in self.of("retrieve"):
             rows = list(_where(table, ["id", "question", "passage", "rank"], "passage", row_id))

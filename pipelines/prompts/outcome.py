@@ -24,7 +24,7 @@ def outcome(store: Store, verdict: Manifest) -> dict[str, Any]:
     all steps that asked for it, by their names and together.
     """
     rows = store.table(verdict.key).to_table().to_pylist()
-    taken = next((row for row in rows if row["chosen"]), {})
+    taken: dict[str, Any] = next((row for row in rows if row["chosen"]), {})
     parts: dict[str, dict[str, Any]] = {}
     for row in rows:
         parts.setdefault(row["part"], {})[row["contender"]] = {
