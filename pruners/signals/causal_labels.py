@@ -31,8 +31,10 @@ from .rendered import Ids, Rendered, Renderer
 from .token_tree import Prefix, fits, groups, grow, read_texts, read_trees
 from .tokens import Head, decoder_of, read_head
 
-#: Nodes of a tree: each reads its text's keys and values once more, and each node sees all.
-_NODES = 128
+# Nodes of a tree: each run reads the texts' keys and values once more, and each node looks at all
+# other nodes. So many, or as many more as a run of so many tokens takes.
+_NODES, _MOST_NODES = 32, 256
+_RUN = 2048
 # Trees cost more a token than plain sequences do (a mask, a cache): what they must save at least.
 _WORTH = 1.3
 
@@ -174,7 +176,8 @@ class CausalLabels:
     ) -> FloatArray:
         """Scores (L, R, C) of every text with its R continuations, or with those of all texts."""
         scores = np.zeros((len(texts), len(tails[0]), self.classes), np.float32)
-        parts = groups(tails[0], len(self._endings), max(2, min(_NODES, self._most)))
+        nodes = max(_NODES, min(_MOST_NODES, _RUN // len(texts)))
+        parts = groups(tails[0], len(self._endings), max(2, min(nodes, self._most)))
         # [group][text or 0]
         trees = [
             [grow([own[place] for place in part], self._endings) for own in tails] for part in parts

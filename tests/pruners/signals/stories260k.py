@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, normalizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def load_stories(path: Path) -> LlamaForCausalLM:
@@ -100,3 +101,29 @@ class StoryTokenizer:
             if place < 0:
                 return [1, *ids]
             ids[place : place + 2] = [merged]
+
+
+def fast_tokenizer(path: Path, size: int) -> PreTrainedTokenizerFast:
+    """The same tokenizer as transformers' fast kind: merges in the order of their scores."""
+    slow = StoryTokenizer(path, size)
+    names = [piece.decode().replace(" ", "▁") for piece in slow.pieces]
+    names[:3] = ["<unk>", "<s>", "</s>"]
+    names[3:259] = [f"<0x{number:02X}>" for number in range(256)]
+    vocabulary = {name: number for number, name in reversed(list(enumerate(names)))}
+    merges = []
+    for number in sorted(range(259, size), key=lambda number: -slow.scores[number]):
+        name = names[number]
+        halves = [(name[:at], name[at:]) for at in range(1, len(name))]
+        merges += [pair for pair in halves if set(pair) <= set(vocabulary)]
+    made = Tokenizer(
+        models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

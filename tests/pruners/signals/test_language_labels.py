@@ -110,6 +110,7 @@ def test_batches_and_trees_of_any_size_give_the_same(size, monkeypatch):
     template = Template(TEMPLATES[0])
     wanted, _ = naive_causal(model, tokenizer, template, WORDS, False, PROMPTS, ROWS)
     monkeypatch.setattr(causal_labels, "_NODES", max(4, size // 5))
+    monkeypatch.setattr(causal_labels, "_RUN", 1)
     box = CausalLabels(model, tokenizer, WORDS, template=template, batch_tokens=size)
     for _ in range(2):
         close(box.label_logprobs(PROMPTS, ROWS), wanted)
