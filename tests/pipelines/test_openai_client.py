@@ -152,6 +152,20 @@ def test_what_the_user_must_mend_stops_at_once_without_the_key(monkeypatch, stat
         assert len(server.asked) == 1
 
 
+def test_an_error_ends_the_waits_of_the_others():
+    def answer(asked, before):
+        if asked.user == "throttled":
+            return Said(b"", status=429, headers={"Retry-After": "60"})
+        return Said(b"no such key", status=401, delay=0.3)
+
+    with serving(answer) as server:
+        began = time.monotonic()
+        with pytest.raises(InputError, match="401"):
+            ask(server, "throttled", "refused", "never", concurrency=2)
+        assert time.monotonic() - began < 10
+        assert sorted(a.user for a in server.asked) == ["refused", "throttled"]
+
+
 def test_one_refused_or_broken_prompt_does_not_stop_the_others():
     def answer(asked, before):
         if asked.user == "long":
