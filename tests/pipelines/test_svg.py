@@ -105,3 +105,31 @@ def test_whatever_is_drawn_stays_on_the_page(rows):
         assert 0 <= x <= 480 and 0 <= high <= low <= 300
     drawn = [y for _, y, _ in rows if math.isfinite(y)]
     assert len(dots(shown)) == len(drawn) + 1
+
+
+def test_a_line_chart_of_plain_numbers():
+    line = svg.Series("a", [(0.0, -0.5), (200_000.0, -0.25)], 0)
+    shown = str(
+        svg.line_chart(
+            [line],
+            **WORDS,
+            x_range=(0.0, 200_000.0),
+            y_range=(-0.5, -0.25),
+            percent_x=False,
+            percent_y=False,
+        )
+    )
+    assert ">-0.25</text>" in shown
+    assert ">200,000</text>" in shown
+    assert "%" not in shown
+
+
+def test_a_histogram_has_a_line_at_zero_where_zero_is_on_it():
+    def chart(low, high, **more):
+        return str(svg.histogram([low, 0.5, high], [1, 0], [0, 1], **WORDS, **more))
+
+    shown = chart(-0.5, 1.0, zero=True)
+    (x,) = re.findall(r'class="zero" x1="([\d.]+)"', shown)
+    assert float(x) == pytest.approx(70 + (480 - 70 - 24) / 3, abs=0.06)
+    assert 'class="zero"' not in chart(0.25, 1.0, zero=True)
+    assert 'class="zero"' not in chart(-0.5, 1.0)
