@@ -178,10 +178,10 @@ def histogram(
                     right,
                 )
             )
-    if threshold is not None:
-        parts.append(_upright(frame, threshold, "rule", f"threshold {threshold:.3g}"))
     if zero:
         parts.append(_upright(frame, 0.0, "zero", ""))
+    if threshold is not None:
+        parts.append(_upright(frame, threshold, "rule", f"threshold {threshold:.3g}"))
     parts.append(Markup("</svg>"))
     return Markup("").join(parts)
 

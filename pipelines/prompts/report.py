@@ -19,6 +19,14 @@ from .tables import TEST, VALIDATION
 Floats = npt.NDArray[np.float64]
 Row = Mapping[str, Any]
 
+#: Why a search ended, in words.
+STOPS = {
+    "prompts": "its number of prompts",
+    "queries": "max_queries",
+    "tokens": "max_tokens",
+    "cost": "max_cost",
+    "finished": "having nothing more to ask",
+}
 CONTENDERS = ("found", "control", "manual", "empty")
 _PROMPTS = 10
 _POINTS = 400  # of a line of the best so far
@@ -190,7 +198,7 @@ def search_chart(searches: Sequence[tuple[str, pa.Table]], reward: str) -> Chart
         stop = table.column("stop")[-1].as_py()
         notes.append(
             f"{name}: {table.num_rows:,} prompts, best after {top + 1:,}"
-            + (f", stopped: {stop.replace('_', ' ')}." if stop else ".")
+            + (f", ended by {STOPS.get(stop, stop)}." if stop else ".")
         )
     if not series:
         return None

@@ -150,7 +150,7 @@ def decision(store, influence_key, words=WORDS, values=INFLUENCES, kept=KEPT, ea
     )
 
 
-def search_rows(prompts, rewards, stop="the rounds are done"):
+def search_rows(prompts, rewards, stop="finished"):
     best = np.maximum.accumulate(np.asarray(rewards, float)) if len(rewards) else []
     return [
         {

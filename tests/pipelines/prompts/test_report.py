@@ -94,8 +94,8 @@ def test_the_whole_page(store):
         assert title in said
     assert '<line class="zero"' in shown
     assert "threshold 0.25" in said
-    assert "search: 4 prompts, best after 4, stopped: the rounds are done." in said
-    assert "control: 2 prompts, best after 2, stopped: queries." in said
+    assert "search: 4 prompts, best after 4, ended by having nothing more to ask." in said
+    assert "control: 2 prompts, best after 2, ended by max_queries." in said
     assert "6 words in 3 clusters" in said
 
 
