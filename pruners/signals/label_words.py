@@ -133,9 +133,17 @@ def read_beyond(words: Sequence[Ids]) -> int:
 
 
 def class_logprobs(scores: torch.Tensor) -> FloatArray:
-    """Scores (..., C) of the words to log probabilities of the classes, float32 on the CPU."""
-    made = torch.log_softmax(scores.double(), dim=-1)
-    return np.asarray(made.float().cpu().numpy(), np.float32)
+    """Scores (..., C) of the words to log probabilities of the classes, float32 on the CPU.
+
+    Raises ModelError where they are not finite.
+    """
+    made = torch.log_softmax(scores.double(), dim=-1).float().cpu().numpy()
+    if not np.isfinite(made).all():
+        raise ModelError(
+            "expected finite log probabilities of the words; the model gives others. Use float32,"
+            " or another model."
+        )
+    return np.asarray(made, np.float32)
 
 
 def window_of(model: Any, tokenizer: Any) -> int | None:

@@ -1,5 +1,7 @@
 """Black boxes of causal, masked and sequence-to-sequence models against loops over full logits."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from transformers import BertConfig, BertForMaskedLM, BloomConfig, BloomForCausa
 from prunery.errors import InputError, ModelError, RecipeError
 from prunery.pruners.models import language
 from prunery.pruners.models.language import load_language, resolve_language
+from prunery.pruners.models.tokenizers import tokenizer_sha256
 from prunery.pruners.signals import causal_labels, token_tree
 from prunery.pruners.signals.black_box import BlackBox, Template
 from prunery.pruners.signals.causal_labels import CausalLabels
@@ -454,14 +457,73 @@ def test_what_is_not_of_that_kind_is_refused(folders, tmp_path):
         load_language(str(tmp_path), "masked", "cpu")
 
 
-def test_the_tokenizers_digest_sees_its_special_tokens(folders, tmp_path):
-    model, tokenizer = model_of("llama")
-    model.save_pretrained(tmp_path)
+def test_the_tokenizers_digest_sees_its_special_tokens(folders):
+    tokenizer = tokenizer_of("llama")
     plain = tokenizer_of("llama")
-    plain.backend_tokenizer.post_processor = tokenizer_of("gpt2").backend_tokenizer.post_processor
-    plain.save_pretrained(tmp_path)
-    first = resolve_language(str(folders["causal"]), "causal")
-    second = resolve_language(str(tmp_path), "causal")
-    assert first.sha256 == second.sha256
-    if plain("x")["input_ids"] != tokenizer("x")["input_ids"]:
-        assert first.tokenizer_sha256 != second.tokenizer_sha256
+    state = json.loads(plain.backend_tokenizer.to_str()) | {"post_processor": None}
+    plain._tokenizer = type(plain.backend_tokenizer).from_str(json.dumps(state))
+    assert plain("x")["input_ids"] == tokenizer("x")["input_ids"][1:]
+    kept, cut = (tokenizer_sha256(one, marks=True) for one in (tokenizer, plain))
+    assert kept != cut
+    assert tokenizer_sha256(tokenizer) == tokenizer_sha256(plain)  # of rendered chats
+    assert resolve_language(str(folders["causal"]), "causal").tokenizer_sha256 == kept
+
+
+def test_the_digest_of_seq2seq_sees_what_an_answer_starts_with(tmp_path):
+    model, tokenizer = model_of("bart")
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    before = resolve_language(str(tmp_path), "seq2seq").sha256
+    assert Seq2SeqLabels(
+        load_language(str(tmp_path), "seq2seq", "cpu").model,
+        tokenizer,
+        ["great", "bad"],
+        template=Template("{prompt} {text}"),
+    )._start == (2, 0)
+    file = tmp_path / "generation_config.json"
+    file.write_text(
+        file.read_text().replace('"forced_bos_token_id": 0', '"forced_bos_token_id": 3')
+    )
+    assert resolve_language(str(tmp_path), "seq2seq").sha256 != before
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        ("gpt2", ["Ġgreat", "Ġterrible"]),
+        ("llama", ["▁great", "▁terrible"]),
+        ("roberta", ["Ġgreat", "Ġterrible"]),
+        ("bert", ["great", "terrible"]),
+    ],
+)
+def test_words_carry_the_mark_of_a_words_start(name, pieces):
+    model, tokenizer = model_of(name)
+    kind = MaskedLabels if name in ("bert", "roberta") else CausalLabels
+    source = "{text} {prompt} {mask} ." if kind is MaskedLabels else "{text} {prompt}"
+    box = kind(model, tokenizer, ["great", "terrible"], template=Template(source))
+    assert [tokenizer.convert_ids_to_tokens(list(ids)) for ids in box._words] == [
+        [piece] for piece in pieces
+    ]
+
+
+def test_words_behind_a_line_break_carry_none():
+    model, tokenizer = model_of("gpt2")
+    box = CausalLabels(model, tokenizer, ["good", "bad"], template=Template("{text} {prompt}\n"))
+    assert [tokenizer.decode(list(ids)) for ids in box._words] == ["good", "bad"]
+
+
+@pytest.mark.parametrize(("kind", "name", "source"), KINDS)
+def test_numbers_that_are_not_finite_are_an_error(kind, name, source):
+    model, tokenizer = model_of(name)
+    box = kind(model, tokenizer, ["good", "bad"], template=Template(source))
+    weight = model.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.fill_(float("nan"))
+    try:
+        with pytest.raises(ModelError, match="finite"):
+            box.label_logprobs(["x"], ["bad"])
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+        model_of.cache_clear()
