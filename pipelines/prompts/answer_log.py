@@ -61,7 +61,8 @@ def log_path(options: PromptTaskOptions, words: Sequence[str], digests: Mapping[
     same = {
         "answers": _ANSWERS_VERSION,
         "black_box": options.black_box,
-        "model": options.model,
+        # where a model lies is nothing to its answers; behind an endpoint its name is all there is
+        "model": None if digests else options.model,
         "digests": dict(digests),
         "base_url": options.base_url and options.base_url.rstrip("/"),
         "template": options.templates()[0].source,

@@ -279,7 +279,6 @@ REMOTE = {"black_box": "endpoint", "base_url": "http://127.0.0.1:1/v1"}
 @pytest.mark.parametrize(
     ("base", "change"),
     [
-        ({}, {"model": "other"}),
         ({}, {"black_box": "masked", "template": "{text} {prompt} {mask}"}),
         ({}, {"dtype": "bfloat16"}),
         ({}, {"template": "{prompt} {text}"}),
@@ -296,6 +295,13 @@ def test_what_decides_an_answer_names_the_file(base, change):
     assert log_path(options(**base | change), ["a", "b"], {"model": "1"}) != before
     assert log_path(options(**base), ["b", "a"], {"model": "1"}) != before
     assert log_path(options(**base), ["a", "b"], {"model": "2"}) != before
+
+
+def test_a_model_that_moved_keeps_its_answers_and_an_endpoints_name_is_all_it_has():
+    one, other = options(), options(model="/elsewhere/m")
+    assert log_path(one, ["a", "b"], {"model": "1"}) == log_path(other, ["a", "b"], {"model": "1"})
+    one, other = options(**REMOTE), options(**REMOTE, model="larger")
+    assert log_path(one, ["a", "b"], {}) != log_path(other, ["a", "b"], {})
 
 
 @pytest.mark.parametrize(
