@@ -23,7 +23,8 @@ from ..steps.search_prompts import SearchPromptsOptions
 from ..steps.test_prompts import TestPromptsOptions, finalists
 from .asking import AnswerLog, AskOptions
 from .boxes import box_digests, open_box
-from .plan_asks import Asks, Bound, Passed, Pool, contest_asks, influence_asks, search_asks
+from .plan_asks import Passed, Pool, contest_asks, influence_asks, search_asks
+from .plan_bounds import Asks, Bound
 from .tables import TEST, TRAIN, VALIDATION
 from .task import classes_of, task_of
 from .verdict import CONTROL, EMPTY, FOUND, MANUAL

@@ -9,7 +9,7 @@ import yaml
 from prunery.errors import BudgetError, RecipeError
 from prunery.pipelines.prompts import boxes
 from prunery.pipelines.prompts.plan import plan_recipe
-from prunery.pipelines.prompts.plan_asks import Asks, Bound
+from prunery.pipelines.prompts.plan_bounds import Asks, Bound
 from prunery.pipelines.recipe import apply_overrides, parse_recipe
 from prunery.pipelines.run import run_recipe
 from prunery.storage import Store
