@@ -297,6 +297,16 @@ def section(made: dict[str, Any]) -> str:
             f" {one['loop']:.2f} | {one['ours']:.1f} | {one['ours'] / one['loop']:.1f} | {asked}"
             f" | {one['gap']:.0e} |"
         )
+    lines += [
+        "",
+        "The prompt stands after the text in causal models: the text is read once for all prompts,"
+        " so the gain is about (row + prompt) / prompt in tokens, more where prompts begin alike;"
+        " a vocabulary of 512 spells five words in 22. In BERT and in the encoder's text nothing"
+        " can be shared: what is gained there is batches of even lengths, and an output layer that"
+        " sees masks alone. In the encoder's labels the loop too encodes the rows once. The"
+        " machine was shared and the figures are rough: the same prompts, asked 16 at a time, came"
+        " out up to 40 % faster than at once.",
+    ]
     lines += [f"\nSkipped, data missing: {', '.join(made['skipped'])}."] if made["skipped"] else []
     return "\n".join(lines)
 
