@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,12 @@ class PrunePromptsOptions(MethodOptions):
     def units(cls) -> frozenset[str]:
         """Words of a prompt."""
         return frozenset({"prompt"})
+
+    @classmethod
+    def override(cls, given: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+        """As for any method; of `count` and `keep` the one set last stands."""
+        other = {"count": "keep", "keep": "count"}.get(key)
+        return super().override({k: v for k, v in given.items() if k != other}, key, value)
 
     @model_validator(mode="after")
     def _agree(self) -> PrunePromptsOptions:

@@ -232,6 +232,11 @@ def test_wrong_options_are_refused_before_anything_runs(recipe, setting, said):
         recipe(setting)
 
 
+def test_of_count_and_keep_the_one_set_last_stands(recipe):
+    assert recipe("prune.count=3").step("prune").options.kept_of(24) == 3
+    assert recipe("prune.count=3", "prune.keep=0.5").step("prune").options.kept_of(24) == 12
+
+
 def test_another_search_leaves_the_options_of_the_last_behind(recipe):
     options = recipe("search.method=greedy").step("search").options
     assert options.options == {}
