@@ -128,8 +128,8 @@ class Renderer:
             return self._last[1]
         text_first = self._first == "text"
         sides = (rows, prompts) if text_first else (prompts, rows)
-        left = self._side(0, sides[0], sides[1])
-        right = self._side(1, sides[1], sides[0])
+        left = self._side(0, sides[0])
+        right = self._side(1, sides[1])
         open_ = [
             (a, b)
             for a in range(len(left))
@@ -185,37 +185,42 @@ class Renderer:
                 return None
             made = whole[: len(whole) - len(end)]
         if side == 0:
-            return made if made and not made[-1].isspace() else None
-        open_ = made[:1] == " " and not made[1:2].isspace() and len(made) > 1
+            return made if made and not _blank(made[-1]) else None
+        open_ = made[:1] == " " and len(made) > 1 and not _blank(made[1])
         return made if open_ or not made else None
 
-    def _side(self, side: int, values: Sequence[str], others: Sequence[str]) -> list[Ids | None]:
-        """Ids of one side of each value, each tokenised in a whole string that starts or ends so.
-
-        A value is held against a partner of its own besides; one that does not come apart there
-        counts as one without a border.
-        """
+    def _side(self, side: int, values: Sequence[str]) -> list[Ids | None]:
+        """Ids of one side of each value."""
         kept = self._kept[side]
         if len(kept) + len(values) > _KEPT:
             kept.clear()
         new = [value for value in dict.fromkeys(values) if value not in kept]
-        strings = {value: self._strings(side, value) for value in new}
-        found = [value for value in new if strings[value] is not None]
+        strings = [(value, self._strings(side, value)) for value in new]
         kept.update(dict.fromkeys(new))
+        found = [(value, part) for value, part in strings if part is not None]
         if found:
-            parts = [str(strings[value]) for value in found]
+            parts = [part for _, part in found]
             tokens = self._left_ids(parts) if side == 0 else self._right_ids(parts)
-            kept.update(zip(found, tokens, strict=True))
-            if side == 0:
-                self._hold(found, others)
+            kept.update(zip([value for value, _ in found], tokens, strict=True))
         return [kept[value] for value in values]
 
-    def _left_ids(self, parts: list[str]) -> list[Ids]:
-        """Ids of the left sides, special tokens before them included."""
-        return [ids[: len(ids) - self._cut] for ids in self.encode(parts)]
+    def _left_ids(self, parts: list[str]) -> list[Ids | None]:
+        """Ids of the left sides, special tokens before them included.
+
+        Each is held against a plain word behind it: special tokens that a text holds may change
+        what follows them. Then the side counts as one without a border.
+        """
+        (tail,) = self._right_ids([" x"])
+        made: list[Ids | None] = []
+        for ids, more in zip(
+            self.encode(parts), self.encode([part + " x" for part in parts]), strict=True
+        ):
+            head = ids[: len(ids) - self._cut]
+            made.append(head if tail is not None and head + tail == more else None)
+        return made
 
     def _right_ids(self, parts: list[str]) -> list[Ids | None]:
-        """Ids of the right sides, behind a word that has nothing to do with them."""
+        """Ids of the right sides, behind a plain word, special tokens behind them included."""
         start = self.encode(["x"])[0]
         start = start[: len(start) - self._cut]
         return [
@@ -228,29 +233,17 @@ class Renderer:
         """Special tokens behind a text that `encode` leaves there."""
         return self._tail - self.tail
 
-    def _hold(self, found: list[str], others: Sequence[str]) -> None:
-        """Drop the left sides whose ids do not come apart with one right side of those asked."""
-        if not others:
-            return
-        kept = self._kept[0]
-        partners = [others[place % len(others)] for place in range(len(found))]
-        tails = self._side(1, partners, ())
-        rows_first = self._first == "text"
-        strings = [
-            self.render(partner, value) if rows_first else self.render(value, partner)
-            for value, partner in zip(found, partners, strict=True)
-        ]
-        for value, tail, ids in zip(found, tails, self.encode(strings), strict=True):
-            head = kept[value]
-            if tail is not None and head is not None and head + tail != ids:
-                kept[value] = None
+
+def _blank(letter: str) -> bool:
+    """White space, or the mark that SentencePiece writes for it."""
+    return letter.isspace() or letter == "▁"
 
 
 def _border(between: str) -> int | None:
     """Place of the last single space between the slots; None where there is none."""
     for place in range(len(between) - 1, -1, -1):
         near = between[max(0, place - 1) : place] + between[place + 1 : place + 2]
-        if between[place] == " " and not any(letter.isspace() for letter in near):
+        if between[place] == " " and not any(map(_blank, near)):
             return place
     return None
 
