@@ -9,7 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-MODULES = ("prompt_quality_report", "prompt_quality_data", "prompt_quality", "sections")
+MODULES = (
+    "prompt_quality_report",
+    "prompt_quality_grid",
+    "prompt_quality_data",
+    "prompt_quality",
+    "sections",
+)
 WORDS = [f"word{n}" for n in range(12)]
 
 
@@ -218,6 +224,8 @@ def test_prompts_until_a_reward(report):
     assert report.prompts_to(row, -1.0) == 40
     assert report.prompts_to(row, -2.5) == 1
     assert report.count(report.prompts_to(row, -0.4)) == "never"
+    assert report.prompts_to(row, -0.5, 90) == 90
+    assert report.count(report.prompts_to(row, -0.5, 89)) == "never"
 
 
 def test_guards_by_hand(report):
