@@ -89,7 +89,7 @@ class FoundPrompt:
         *,
         manual: str = "",
         control: FoundPrompt | str | None = None,
-        judge: Judge = "accuracy",
+        judge: Judge = "log_likelihood",
         finalists: int = 1,
         seed: int = 0,
         budget: Limits | None = None,

@@ -27,6 +27,11 @@ class Claps:
 
     Relations: `random_prompts` is the control of exactly the same size.
 
+    Measured (benchmarks/RESULTS.md; six few-shot tasks, a sentence encoder, 1,000 prompts, mean
+    of four searches): +0.8 +- 0.8 points of test accuracy over as many random words, +1.0 +- 0.7
+    over the whole space. Where the queries of the influence pass are given to the search instead,
+    one genetic search does as well without it: pruning pays where its words are used again.
+
     Attributes
     ----------
     keep
