@@ -21,11 +21,11 @@ NAME = "builtin:python-docstrings"
 SHORTEST = 30
 """Characters; a shorter paragraph says too little to tell its chapter."""
 
-# Chapters of the library reference by one word each. Modules that a build may lack (those of
+# Chapters of the library reference in a few words each, which describe the class to a model. Modules that a build may lack (those of
 # compression and TLS) are left out.
 _CHAPTERS: dict[str, tuple[str, ...]] = {
     # File and Directory Access; Data Persistence; Data Compression and Archiving; File Formats
-    "files": (
+    "files and folders": (
         "configparser",
         "csv",
         "filecmp",
@@ -46,7 +46,7 @@ _CHAPTERS: dict[str, tuple[str, ...]] = {
         "zipfile",
     ),
     # Internet Protocols and Support; sockets of Networking and Interprocess Communication
-    "network": (
+    "network protocols": (
         "ftplib",
         "http.client",
         "http.cookiejar",
@@ -66,7 +66,7 @@ _CHAPTERS: dict[str, tuple[str, ...]] = {
         "xmlrpc.server",
     ),
     # Numeric and Mathematical Modules; Numeric Types
-    "numbers": (
+    "numbers and mathematics": (
         "cmath",
         "complex",
         "decimal",
@@ -79,7 +79,7 @@ _CHAPTERS: dict[str, tuple[str, ...]] = {
         "statistics",
     ),
     # Concurrent Execution; asyncio of Networking and Interprocess Communication
-    "tasks": (
+    "threads and processes": (
         "asyncio.locks",
         "asyncio.queues",
         "asyncio.runners",
@@ -100,7 +100,7 @@ _CHAPTERS: dict[str, tuple[str, ...]] = {
         "threading",
     ),
     # Text Processing Services; Text Sequence Type; codecs; Structured Markup
-    "text": (
+    "text and strings": (
         "codecs",
         "difflib",
         "html",

@@ -23,7 +23,13 @@ def read(store, name="data", seed=0, **options):
 def test_every_chapter_has_many_texts_and_none_stands_twice():
     rows = builtin_texts.docstrings()
     chapters = Counter(chapter for _, chapter in rows)
-    assert sorted(chapters) == ["files", "network", "numbers", "tasks", "text"]
+    assert sorted(chapters) == [
+        "files and folders",
+        "network protocols",
+        "numbers and mathematics",
+        "text and strings",
+        "threads and processes",
+    ]
     assert min(chapters.values()) >= 150  # far above 60, and no chapter drowns the others
     assert max(chapters.values()) < 3 * min(chapters.values())
     texts = [text for text, _ in rows]
@@ -36,11 +42,11 @@ def test_every_chapter_has_many_texts_and_none_stands_twice():
 def test_texts_are_first_paragraphs_under_their_modules_chapter():
     chapter = dict(builtin_texts.docstrings())
     for module, name, wanted in [
-        ("shutil", "copytree", "files"),
-        ("smtplib", "SMTP.sendmail", "network"),
-        ("statistics", "median", "numbers"),
-        ("threading", "Thread.join", "tasks"),
-        ("builtins", "str.center", "text"),
+        ("shutil", "copytree", "files and folders"),
+        ("smtplib", "SMTP.sendmail", "network protocols"),
+        ("statistics", "median", "numbers and mathematics"),
+        ("threading", "Thread.join", "threads and processes"),
+        ("builtins", "str.center", "text and strings"),
     ]:
         thing = importlib.import_module(module)
         for part in name.split("."):
@@ -83,7 +89,13 @@ def test_read_dataset_reads_them_as_text(tmp_path):
     manifest = read(store)
     rows = store.table("data").to_table().to_pylist()
     assert manifest.notes["kind"] == "text"
-    assert manifest.notes["classes"] == ["files", "network", "numbers", "tasks", "text"]
+    assert manifest.notes["classes"] == [
+        "files and folders",
+        "network protocols",
+        "numbers and mathematics",
+        "text and strings",
+        "threads and processes",
+    ]
     assert [(row["text"], manifest.notes["classes"][row["label"]]) for row in rows] == list(
         builtin_texts.docstrings()
     )
