@@ -21,8 +21,8 @@ NAME = "builtin:python-docstrings"
 SHORTEST = 30
 """Characters; a shorter paragraph says too little to tell its chapter."""
 
-# Chapters of the library reference in a few words each, which describe the class to a model. Modules that a build may lack (those of
-# compression and TLS) are left out.
+# Chapters of the library reference in a few words each, which describe the class to a model.
+# Modules that a build may lack (those of compression and TLS) are left out.
 _CHAPTERS: dict[str, tuple[str, ...]] = {
     # File and Directory Access; Data Persistence; Data Compression and Archiving; File Formats
     "files and folders": (

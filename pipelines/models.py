@@ -25,7 +25,7 @@ def encoder(name: str) -> ResolvedEncoder:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Keep a library's own progress bar off the terminal; ours says enough."""
     from transformers.utils import logging
 
@@ -47,7 +47,7 @@ class SentenceEncoder:
         import faiss  # noqa: F401
         from sentence_transformers import SentenceTransformer
 
-        with _without_bars():
+        with without_bars():
             self._model: Any = SentenceTransformer(
                 folder,
                 device=device,
@@ -98,7 +98,7 @@ def provence(name: str, device: str | None = None, dtype: str = "float32") -> Lo
     """A Provence network, read once a process."""
     from ..pruners.models.provence import load_provence
 
-    with _without_bars():
+    with without_bars():
         return load_provence(name, device=device, dtype=dtype)
 
 
@@ -115,5 +115,5 @@ def causal(name: str, device: str | None = None, dtype: DType = "float32") -> Lo
     """A causal model to score with, read once a process; the last four are kept."""
     from ..pruners.models.causal import load_causal
 
-    with _without_bars():
+    with without_bars():
         return load_causal(name, device=device, dtype=dtype)

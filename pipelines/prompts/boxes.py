@@ -66,17 +66,19 @@ def open_box(
 
         return EndpointLabels(task, words, how)
     from ...pruners.signals.language_labels import open_labels
+    from .. import models
 
-    return open_labels(
-        task.black_box,
-        task.model,
-        words,
-        template,
-        device=how.device,
-        dtype=task.dtype,
-        batch_tokens=how.batch_tokens,
-        label_tokens=task.verbaliser_tokens,
-    )
+    with models.without_bars():
+        return open_labels(
+            task.black_box,
+            task.model,
+            words,
+            template,
+            device=how.device,
+            dtype=task.dtype,
+            batch_tokens=how.batch_tokens,
+            label_tokens=task.verbaliser_tokens,
+        )
 
 
 def open_asker(task: Table, rows: Sequence[str], how: AskOptions) -> Asker:

@@ -162,9 +162,6 @@ def _style(
         )
     backend = tokenizer.backend_tokenizer
 
-    def text_of(number: int, name: str) -> str:
-        return str(backend.decode([number], skip_special_tokens=False)).strip()
-
     found = Counter(name[0] for name in names if name[:1] in _MARKS)
     if not found and word_start:
         raise InputError(
@@ -173,6 +170,11 @@ def _style(
             " a file of words."
         )
     mark = max(_MARKS, key=lambda one: found[one])
+
+    def text_of(number: int, name: str) -> str:
+        text = str(backend.decode([number], skip_special_tokens=False)).strip()
+        return text.removeprefix(mark)  # is still there where the tokenizer has no decoder
+
     return (lambda name: name.startswith(mark)), text_of
 
 

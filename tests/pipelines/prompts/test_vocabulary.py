@@ -92,6 +92,12 @@ def test_sentencepiece():
     assert [row["keep"] for row in made] == [row["reason"] == "word" for row in made]
 
 
+def test_a_tokenizer_without_a_decoder_has_words_too():
+    bare = unigram("▁post", "ing", "▁6.")
+    bare.backend_tokenizer.decoder = None
+    assert [(row["token"], row["text"]) for row in rows(bare) if row["keep"]] == [("▁post", "post")]
+
+
 def test_byte_level_bpe():
     made = rows(byte_level("Ġthe", "the", "ĠcafÃ©", "ĠÃ", "Ġ", "ĊĊ", "ĠThe"))
     assert seen(made)[1:] == [
