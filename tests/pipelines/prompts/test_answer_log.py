@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -157,22 +156,28 @@ def test_a_killed_process_leaves_all_that_it_had_kept(tmp_path):
     assert all(same(got, (np.array([-i, -5], np.float32), i, 0)) for i, got in enumerate(found))
 
 
-def _child(log, way) -> None:
+FORKS = (
+    WRITER
+    + """
+import os
+def answer(number):
+    return np.array([-number, -me], np.float32), number, 0
+log.keep([("p", "x")], [answer(1)])
+child = os.fork()
+if not child:
     log.keep([("child", "x")], [answer(4)])
-    way.send(log.find(["p"], ["x"])[0][0] is not None)
+    os._exit(0 if log.find(["p"], ["x"])[0][0] is not None else 9)
+assert os.waitpid(child, 0)[1] == 0
+log.keep([("p", "w")], [answer(5)])
+assert None not in [got for line in log.find(["p", "child"], ["x"]) for got in line]
+"""
+)
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 def test_a_forked_process_opens_the_file_anew(tmp_path):
-    log = kept(tmp_path / "a")
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe()
-    child = context.Process(target=_child, args=(log, there))
-    child.start()
-    child.join(30)
-    assert child.exitcode == 0 and here.recv() is True
-    log.keep([("p", "w")], [answer(5)])
-    assert None not in [got for line in log.find(["p", "child"], ["x"]) for got in line]
+    forking = start(FORKS, tmp_path / "a", 3)  # in a process without the threads of other tests
+    forking.communicate(timeout=60)
+    assert forking.returncode == 0
 
 
 def _garbage(path):
