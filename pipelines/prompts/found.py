@@ -13,6 +13,7 @@ from ...errors import InputError
 from ...pruners import rules
 from ...pruners.contract import IntArray
 from .asking import Limits
+from .contest import contest
 from .searching import Asked, Searched
 from .stages import Stage, check_disjoint, made_by, shots_of
 from .verdict import FOUND, Judge
@@ -114,8 +115,6 @@ class FoundPrompt:
         BudgetError
             The budget does not reach.
         """
-        from ..steps.test_prompts import contest
-
         parts = {"validation": shots_of(*validation, "validation")}
         if test is not None:
             parts["test"] = shots_of(*test, "test")
