@@ -9,12 +9,12 @@ from typing import Any, get_type_hints
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from ..errors import InputError, RecipeError
 from ..pruners.catalogue import METHODS
 from ..pruners.contract import Array, Pruner, Selection
-from .engine import StepOptions
+from .engine import ChoosingOptions
 
 SCHEMA = pa.schema(
     [
@@ -73,15 +73,12 @@ def decision_table(ids: npt.NDArray[np.int64], selection: Selection) -> pa.Table
     )
 
 
-class MethodOptions(StepOptions):
+class MethodOptions(ChoosingOptions):
     """Options of a step that decides: `method`, and beside it that method's own options.
 
     Subclasses name the units that they decide about. The method's options are checked against
     its dataclass: an unknown one is refused with the known ones named.
     """
-
-    method: str
-    options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def units(cls) -> frozenset[str]:
@@ -94,31 +91,11 @@ class MethodOptions(StepOptions):
         return [name for name, method in METHODS.items() if method.unit in cls.units()]
 
     @classmethod
-    def known_keys(cls, given: Mapping[str, Any]) -> list[str]:
-        """`method`, the step's own options, and the options of the method named."""
-        own = [name for name in cls.model_fields if name != "options"]
-        name = given.get("method", cls.model_fields["method"].default)
-        if name not in cls.allowed():
-            # Validation says what is wrong with the method; its options cannot be judged.
-            return [*own, *(key for key in given if key not in own)]
-        return own + [field.name for field in dataclasses.fields(METHODS[name])]  # type: ignore[arg-type]
-
-    @classmethod
-    def override(cls, given: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-        """As for any step; another method leaves the options of the one before it behind."""
-        if key != "method" or given.get("method") == value:
-            return super().override(given, key, value)
-        own = {name for name in cls.model_fields if name != "options"} | {"step", "inputs"}
-        return {name: item for name, item in given.items() if name in own} | {key: value}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "options" in data:
-            return data
-        own = {key: value for key, value in data.items() if key in cls.model_fields}
-        rest = {key: value for key, value in data.items() if key not in cls.model_fields}
-        return {**own, "options": rest}
+    def options_of(cls, method: str) -> list[str] | None:
+        """The options of a method that may be named here."""
+        if method not in cls.allowed():
+            return None
+        return [field.name for field in dataclasses.fields(METHODS[method])]  # type: ignore[arg-type]
 
     @model_validator(mode="after")
     def _known(self) -> MethodOptions:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import InputError, PruneryError
 from ..storage import Manifest, Store, Table, TableWriter
@@ -59,6 +59,48 @@ class StepOptions(BaseModel):
                     _absolute(item, folder) if isinstance(item, str) else item for item in made[key]
                 ]
         return made
+
+
+class ChoosingOptions(StepOptions):
+    """Options of a step that names a method, with that method's own options beside the step's.
+
+    In a recipe both stand side by side; here those of the method are gathered in `options`.
+    """
+
+    method: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def options_of(cls, method: str) -> list[str] | None:
+        """Names of a method's own options; None where no such method may be named."""
+        raise NotImplementedError
+
+    @classmethod
+    def known_keys(cls, given: Mapping[str, Any]) -> list[str]:
+        """`method`, the step's own options, and the options of the method named."""
+        own = [name for name in cls.model_fields if name != "options"]
+        more = cls.options_of(given.get("method", cls.model_fields["method"].default))
+        if more is None:
+            # Validation says what is wrong with the method; its options cannot be judged.
+            return [*own, *(key for key in given if key not in own)]
+        return own + more
+
+    @classmethod
+    def override(cls, given: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+        """As for any step; another method leaves the options of the one before it behind."""
+        if key != "method" or given.get("method") == value:
+            return super().override(given, key, value)
+        own = {name for name in cls.model_fields if name != "options"} | {"step", "inputs"}
+        return {name: item for name, item in given.items() if name in own} | {key: value}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "options" in data:
+            return data
+        own = {key: value for key, value in data.items() if key in cls.model_fields}
+        rest = {key: value for key, value in data.items() if key not in cls.model_fields}
+        return {**own, "options": rest}
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -177,6 +219,14 @@ class Rows:
             )
         self.rejected += 1
         self._writer.reject(row, f"{where}: {reason}")
+
+
+def write_whole(writer: TableWriter, rows: pa.Table) -> None:
+    """Write all rows of a table that has no shards of its own, each of them kept."""
+    for number in writer.pending(1):
+        with writer.shard(number) as out:
+            out.write(rows)
+            out.count(kept=rows.num_rows, dropped={})
 
 
 def no_shards(job: Job, index: int, out: Rows) -> None:

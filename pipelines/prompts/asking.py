@@ -65,6 +65,11 @@ class AskOptions(StepOptions):
             raise ValueError("`max_cost` needs `input_price` and `output_price`: give both")
         return self
 
+    def identity(self) -> dict[str, object]:
+        """What enters the key: a budget never changes what a finished table holds."""
+        limits = {"max_queries", "max_tokens", "max_cost"}
+        return self.model_dump(exclude=set(HOW_ALONE) | limits)
+
     def limits(self) -> Limits:
         """The budget."""
         return Limits(

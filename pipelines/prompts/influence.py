@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...pruners.contract import BoolArray, FloatArray, IntArray
 from ...pruners.signals.prompt_rewards import accuracy, influence
 from .asking import Asker
-from .halving import advance, schedule
+from .halving import advance, rows_of, schedule
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def measure_influence(
             known = answers[alive, :asked], labels[:asked], empty[0, :asked]
             score = influence(*known)[by]
             alive = alive[advance(score, ids[alive], rung.candidates)]
-        reach = int(np.searchsorted(shot, rung.shots))
+        reach = len(rows_of(shot, rung.shots))
         rows = np.arange(asked, reach)
         found, read = asker.must_ask([words[int(place)] for place in alive], rows)
         answers[alive, asked:reach] = found

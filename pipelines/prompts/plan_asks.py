@@ -81,8 +81,8 @@ def influence_asks(
     """The influence pass: the empty prompt, and every word on the rows that halving gives it."""
     most = int(rows.shot.max()) + 1
     rungs = halving.schedule(len(words), most, options.halving or most, least=least)
-    reach = [int(np.searchsorted(rows.shot, rung.shots)) for rung in rungs]
-    queries = halving.queries(rungs, lambda shots: int(np.searchsorted(rows.shot, shots)))
+    reach = [len(halving.rows_of(rows.shot, rung.shots)) for rung in rungs]
+    queries = halving.queries(rungs, lambda shots: len(halving.rows_of(rows.shot, shots)))
     prompts = 1 + len(words)
     first = reach[0]
     known, later = 0, 0

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from ...errors import RecipeError
 from ...storage import Table, TableWriter, row_id
-from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads
-from ..prompts.asking import HOW_ALONE, AskOptions
+from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads, write_whole
+from ..prompts.asking import AskOptions
 from ..prompts.tables import INFLUENCE, REWARDS
 from ..prompts.task import task_of
 from ..prompts.words import rows_of, words_of
@@ -44,11 +44,6 @@ class InfluenceOptions(AskOptions):
         if self.halving_by not in REWARDS:
             raise ValueError(f"`halving_by` is one of {', '.join(REWARDS)}")
         return self
-
-    def identity(self) -> dict[str, object]:
-        """What enters the key: a budget never changes what a finished table holds."""
-        limits = {"max_queries", "max_tokens", "max_cost"}
-        return self.model_dump(exclude=set(HOW_ALONE) | limits)
 
 
 def least_words(options: InfluenceOptions, words: int) -> int:
@@ -108,10 +103,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         "tokens": np.r_[made.empty_tokens, made.tokens],
         "log_probability": [part.ravel() for part in (made.empty, *made.logprobs)],
     }
-    for number in writer.pending(1):
-        with writer.shard(number) as out:
-            out.write(pa.table(columns, schema=INFLUENCE))
-            out.count(kept=1 + len(words.texts), dropped={})
+    write_whole(writer, pa.table(columns, schema=INFLUENCE))
 
 
 SPEC = StepSpec(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from ...errors import RecipeError
 from ...storage import Table, TableWriter, row_id
-from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads
+from ..engine import (
+    ChoosingOptions,
+    Job,
+    Plan,
+    Slot,
+    StepContext,
+    StepSpec,
+    use_threads,
+    write_whole,
+)
 from ..prompts.asking import HOW_ALONE, AskOptions
 from ..prompts.search import SEARCHES, make_search
 from ..prompts.tables import REWARDS, SEARCH
@@ -18,7 +26,7 @@ from ..prompts.task import task_of
 from ..prompts.words import rows_of, words_of
 
 
-class SearchPromptsOptions(AskOptions):
+class SearchPromptsOptions(ChoosingOptions, AskOptions):
     """Options of `search_prompts`: a search with its own options, the budget, and these.
 
     Attributes
@@ -37,33 +45,12 @@ class SearchPromptsOptions(AskOptions):
     length: int = Field(default=5, ge=1, le=1000)
     prompts: int = Field(default=1000, ge=1)
     reward: str = "log_likelihood"
-    options: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
-    def known_keys(cls, given: Mapping[str, Any]) -> list[str]:
-        """The step's own options, and those of the search that is named."""
-        own = [name for name in cls.model_fields if name != "options"]
-        method = given.get("method", cls.model_fields["method"].default)
-        if method not in SEARCHES:
-            return [*own, *(key for key in given if key not in own)]
-        return own + list(SEARCHES[method].model_fields)
-
-    @classmethod
-    def override(cls, given: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-        """As for any step; another search leaves the options of the one before it behind."""
-        if key != "method" or given.get("method") == value:
-            return super().override(given, key, value)
-        own = {name for name in cls.model_fields if name != "options"} | {"step", "inputs"}
-        return {name: item for name, item in given.items() if name in own} | {key: value}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "options" in data:
-            return data
-        own = {key: value for key, value in data.items() if key in cls.model_fields}
-        rest = {key: value for key, value in data.items() if key not in cls.model_fields}
-        return {**own, "options": rest}
+    def options_of(cls, method: str) -> list[str] | None:
+        """The options of a search."""
+        # a list, as a recipe may hold what has no hash
+        return list(SEARCHES[method].model_fields) if method in [*SEARCHES] else None
 
     @model_validator(mode="after")
     def _known(self) -> SearchPromptsOptions:
@@ -139,10 +126,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         }
         for place, one in enumerate(made.asked)
     ]
-    for number in writer.pending(1):
-        with writer.shard(number) as out:
-            out.write(pa.Table.from_pylist(found, SEARCH))
-            out.count(kept=len(found), dropped={})
+    write_whole(writer, pa.Table.from_pylist(found, SEARCH))
 
 
 SPEC = StepSpec(

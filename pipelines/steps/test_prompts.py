@@ -10,8 +10,8 @@ from pydantic import Field
 
 from ...errors import InputError
 from ...storage import Table, TableWriter
-from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads
-from ..prompts.asking import HOW_ALONE, AskOptions
+from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads, write_whole
+from ..prompts.asking import AskOptions
 from ..prompts.contest import contest
 from ..prompts.tables import TEST, VALIDATION, VERDICT
 from ..prompts.task import task_of
@@ -38,11 +38,6 @@ class TestPromptsOptions(AskOptions):
 
     judge: Judge = "log_likelihood"
     finalists: int = Field(default=1, ge=1)
-
-    def identity(self) -> dict[str, object]:
-        """What enters the key: a budget never changes what a finished table holds."""
-        limits = {"max_queries", "max_tokens", "max_cost"}
-        return self.model_dump(exclude=set(HOW_ALONE) | limits)
 
 
 def plan(options: TestPromptsOptions, inputs: Mapping[str, Table], context: StepContext) -> Plan:
@@ -84,10 +79,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         seed=job.seed,
     )
     warn_unseen(asker)
-    for number in writer.pending(1):
-        with writer.shard(number) as out:
-            out.write(pa.Table.from_pylist(rows, VERDICT))
-            out.count(kept=len(rows), dropped={})
+    write_whole(writer, pa.Table.from_pylist(rows, VERDICT))
 
 
 def finalists(search: Table, count: int) -> list[str]:

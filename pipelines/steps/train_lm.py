@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ...errors import RecipeError
 from ...storage import Table, TableWriter, row_id
-from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads
+from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 
 SCHEMA = pa.schema(
     [
@@ -95,10 +95,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         for name, path in files_of(Path(folder)).items():
             writer.attach(name, path)
     rows = [{"id": row_id("train_lm", point.step), **asdict(point)} for point in log]
-    for number in writer.pending(1):
-        with writer.shard(number) as out:
-            out.write(pa.Table.from_pylist(rows, SCHEMA))
-            out.count(kept=len(rows), dropped={})
+    write_whole(writer, pa.Table.from_pylist(rows, SCHEMA))
 
 
 def _messages(chats: Table) -> list[list[dict[str, Any]]]:

@@ -10,19 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...errors import InputError
 from ...kernels import token_stats
-from ..contract import FloatArray, IntArray
+from ..contract import FloatArray
 from .black_box import Template
 from .label_words import (
     LabelTokens,
+    TokenLabels,
     batches,
     beginnings,
+    check_batch,
     check_window,
     chosen_tokens,
     class_logprobs,
     padded,
-    read_beyond,
     refuse_ids,
     window_of,
     words_after,
@@ -39,7 +39,7 @@ _RUN = 2048
 _WORTH = 1.3
 
 
-class CausalLabels:
+class CausalLabels(TokenLabels):
     """A causal model as a black box; see `black_box.BlackBox`.
 
     The score of a class is the log probability of its word after the rendered text: of its first
@@ -85,8 +85,6 @@ class CausalLabels:
         label_tokens: LabelTokens = "all",
     ) -> None:
         template.check(needs=["text", "prompt"], allows=[])
-        if batch_tokens < 1:
-            raise InputError(f"`batch_tokens` is at least 1; found {batch_tokens}.")
         self._model = model
         self._texts = Renderer(tokenizer, template, ends=False)
         after = words_after(tokenizer, template, labels, self._texts.tail)
@@ -94,21 +92,10 @@ class CausalLabels:
         refuse_ids(model, self._words)
         self._endings = beginnings(self._words)
         self._more = max(len(ids) for ids in self._words) - 1
-        self._most = batch_tokens
+        self._most = check_batch(batch_tokens)
         self._window = window_of(model, tokenizer)
         self._kept: OrderedDict[tuple[Ids, ...], Prefix] = OrderedDict()
         decoder_of(model)
-
-    @property
-    def classes(self) -> int:
-        """C, the number of classes."""
-        return len(self._words)
-
-    def input_tokens(self, prompts: Sequence[str], rows: Sequence[str]) -> IntArray:
-        """Tokens (P, N) int64: of the rendered text, and all but the last of each word."""
-        found = self._texts(prompts, rows)
-        made: IntArray = found.by_prompt(found.lengths()) + read_beyond(self._words)
-        return made
 
     def label_logprobs(self, prompts: Sequence[str], rows: Sequence[str]) -> FloatArray:
         """Log probabilities (P, N, C) float32; see `BlackBox`."""

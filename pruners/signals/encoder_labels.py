@@ -23,7 +23,8 @@ class EncoderLabels:
     The cosine is between the row (`template`, with `{text}`) and the description of the class
     (`label_template`, with `{label}`). The prompt stands in either, or in both; what it does not
     stand in is encoded once and kept, so with the prompt in the labels' template alone a prompt
-    costs C short texts however many rows there are.
+    costs C short texts however many rows there are. A text beyond the encoder's window is cut by
+    the encoder, as wherever it embeds; networks that read the prompt refuse such a row instead.
 
     Parameters
     ----------

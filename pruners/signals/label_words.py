@@ -11,9 +11,34 @@ import torch
 from ...errors import InputError, ModelError, RecipeError
 from ..contract import FloatArray, IntArray
 from .black_box import Template
-from .rendered import Ids, Rendered
+from .rendered import Ids, Rendered, Renderer
 
 LabelTokens = Literal["all", "first"]
+
+
+class TokenLabels:
+    """What a box over a network's tokens has, whatever reads them: texts, words, their tokens."""
+
+    _texts: Renderer
+    _words: list[Ids]
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+        return len(self._words)
+
+    def input_tokens(self, prompts: Sequence[str], rows: Sequence[str]) -> IntArray:
+        """Tokens (P, N) int64: of the rendered text, and all but the last of each word."""
+        found = self._texts(prompts, rows)
+        made: IntArray = found.by_prompt(found.lengths()) + read_beyond(self._words)
+        return made
+
+
+def check_batch(batch_tokens: int) -> int:
+    """Refuse a batch without tokens; return it."""
+    if batch_tokens < 1:
+        raise InputError(f"`batch_tokens` is at least 1; found {batch_tokens}.")
+    return batch_tokens
 
 
 def words_after(tokenizer: Any, template: Template, labels: Sequence[str], cut: int) -> list[Ids]:

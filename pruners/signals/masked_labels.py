@@ -14,7 +14,9 @@ from ..contract import FloatArray, IntArray
 from .black_box import Template
 from .label_words import (
     LabelTokens,
+    TokenLabels,
     batches,
+    check_batch,
     check_window,
     chosen_tokens,
     class_logprobs,
@@ -26,7 +28,7 @@ from .label_words import (
 from .rendered import Ids, Renderer
 
 
-class MaskedLabels:
+class MaskedLabels(TokenLabels):
     """A masked model as a black box; see `black_box.BlackBox`.
 
     The score of a class is the log probability of its word at the mask. A word of k tokens is
@@ -70,8 +72,6 @@ class MaskedLabels:
         template.check(needs=["text", "prompt", "mask"], allows=[])
         if tokenizer.mask_token_id is None:
             raise ModelError("expected a tokenizer with a mask token; found none. See `causal`.")
-        if batch_tokens < 1:
-            raise InputError(f"`batch_tokens` is at least 1; found {batch_tokens}.")
         self._model = model
         self._texts = Renderer(tokenizer, template, {"mask": tokenizer.mask_token})
         inside = words_inside(tokenizer, template, labels)
@@ -81,13 +81,8 @@ class MaskedLabels:
         self._mask = int(tokenizer.mask_token_id)
         pad = tokenizer.pad_token_id
         self._pad = self._mask if pad is None else int(pad)
-        self._most = batch_tokens
+        self._most = check_batch(batch_tokens)
         self._window = window_of(model, tokenizer)
-
-    @property
-    def classes(self) -> int:
-        """C, the number of classes."""
-        return len(self._words)
 
     def input_tokens(self, prompts: Sequence[str], rows: Sequence[str]) -> IntArray:
         """Tokens (P, N) int64: of the rendered text, once for each number of masks."""

@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...errors import InputError, ModelError
-from ..contract import FloatArray, IntArray
+from ...errors import ModelError
+from ..contract import FloatArray
 from .black_box import Template
 from .label_words import (
     LabelTokens,
+    TokenLabels,
     batches,
     beginnings,
+    check_batch,
     check_window,
     chosen_tokens,
     class_logprobs,
     padded,
-    read_beyond,
     refuse_ids,
     window_of,
     words_alone,
@@ -29,7 +30,7 @@ from .rendered import Ids, Renderer
 _LOGITS = 2**26  # numbers of one block of logits, at most
 
 
-class Seq2SeqLabels:
+class Seq2SeqLabels(TokenLabels):
     """An encoder with a decoder (T5, BART) as a black box; see `black_box.BlackBox`.
 
     The encoder reads the rendered text once. The score of a class is the log probability that
@@ -71,8 +72,6 @@ class Seq2SeqLabels:
         label_tokens: LabelTokens = "all",
     ) -> None:
         template.check(needs=["text", "prompt"], allows=[])
-        if batch_tokens < 1:
-            raise InputError(f"`batch_tokens` is at least 1; found {batch_tokens}.")
         self._model = model
         self._texts = Renderer(tokenizer, template)
         alone = words_alone(tokenizer, labels)
@@ -89,19 +88,8 @@ class Seq2SeqLabels:
         self._paths: list[Ids] = longest or [()]
         pad = tokenizer.pad_token_id
         self._pad = 0 if pad is None else int(pad)
-        self._most = batch_tokens
+        self._most = check_batch(batch_tokens)
         self._window = window_of(model, tokenizer)
-
-    @property
-    def classes(self) -> int:
-        """C, the number of classes."""
-        return len(self._words)
-
-    def input_tokens(self, prompts: Sequence[str], rows: Sequence[str]) -> IntArray:
-        """Tokens (P, N) int64: of the rendered text, and all but the last of each word."""
-        found = self._texts(prompts, rows)
-        made: IntArray = found.by_prompt(found.lengths()) + read_beyond(self._words)
-        return made
 
     def label_logprobs(self, prompts: Sequence[str], rows: Sequence[str]) -> FloatArray:
         """Log probabilities (P, N, C) float32; see `BlackBox`."""

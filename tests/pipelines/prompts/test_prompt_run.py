@@ -213,6 +213,7 @@ def test_what_cannot_be_done_says_so(recipe, tmp_path, setting, said, error):
     ("setting", "said"),
     [
         ("search.method=annealing", "unknown search"),
+        ("search.method=[1]", "valid string"),
         ("search.reward=loss", "reward"),
         ("search.populaton=3", "population"),
         ("search.max_cost=1", "input_price"),
