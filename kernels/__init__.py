@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .centers import KCenterStep, k_center_step
     from .nearest import pairwise_topk
     from .tokens import TokenStats, token_stats
+    from .wanda import pack_mask, unpack_mask, wanda_mask
 
 __all__ = [
     "AttentionMass",
@@ -22,8 +23,11 @@ __all__ = [
     "TokenStats",
     "attention_mass",
     "k_center_step",
+    "pack_mask",
     "pairwise_topk",
     "token_stats",
+    "unpack_mask",
+    "wanda_mask",
 ]
 
 _HOME = {
@@ -32,8 +36,11 @@ _HOME = {
     "TokenStats": ".tokens",
     "attention_mass": ".attention",
     "k_center_step": ".centers",
+    "pack_mask": ".wanda",
     "pairwise_topk": ".nearest",
     "token_stats": ".tokens",
+    "unpack_mask": ".wanda",
+    "wanda_mask": ".wanda",
 }
 
 

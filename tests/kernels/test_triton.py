@@ -20,8 +20,9 @@ NEEDS = pytest.mark.skipif(
 )
 
 
-def run(root, name, environment):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", name]
+def run(root, names, environment):
+    paths = [f"tests/kernels/{name}.py" for name in names]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *paths]
     kept = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         command, cwd=root, env=kept | environment, capture_output=True, text=True, check=False
@@ -33,14 +34,15 @@ def run(root, name, environment):
 @NEEDS
 @pytest.mark.timeout(900)
 def test_in_the_interpreter(root):
-    run(root, "tests/kernels/interpreted.py", {"TRITON_INTERPRET": "1"})
+    run(root, ["interpreted", "interpreted_weights"], {"TRITON_INTERPRET": "1"})
 
 
 @NEEDS
 @pytest.mark.timeout(900)
 def test_compiled_ahead(root, cache):
     """Triton keeps what it compiled by a digest of source and options, here beside pytest's."""
-    run(root, "tests/kernels/compiled.py", {"TRITON_CACHE_DIR": str(cache.mkdir("triton"))})
+    place = {"TRITON_CACHE_DIR": str(cache.mkdir("triton"))}
+    run(root, ["compiled", "compiled_weights"], place)
 
 
 def test_absence_names_the_extra(monkeypatch):

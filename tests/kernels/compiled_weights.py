@@ -1,0 +1,54 @@
+"""The Triton kernels over weights compiled ahead of time: run by test_triton.py on its own.
+
+Compiling does not mean that a device can launch the kernel, so shared memory is held to the
+device's limit.
+"""
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from prunery.kernels import wanda_triton
+
+LIMIT = {80: 163 * 1024, 90: 227 * 1024}
+DTYPES = ("fp16", "bf16")
+POINTERS = {"norm": "*fp32", "highest": "*i32", "out": "*u8"}
+# Strides and sizes that are multiples of 16 in any real model, as a launch would find them.
+DIVISIBLE = {"weight_row", "size", "width"}
+
+
+def build(kernel, types, arch, constants, warps=4, stages=3):
+    """The compiled kernel, launchable on `arch`; arguments that `types` leaves out are i32."""
+    signature, attributes = {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else types.get(name, "i32")
+        if signature[name].startswith("*") or name in DIVISIBLE:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    made = triton.compile(
+        ASTSource(kernel, signature, constants, attributes),
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False},
+    )
+    assert made.metadata.shared <= LIMIT[arch]
+    assert made.asm["cubin"]
+    assert "fma.rn.f32" not in made.asm["ptx"]
+    return made
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("size", "packed"), [(4096, True), (wanda_triton.LONGEST, False)])
+def test_wanda_rows(size, packed, dtype, arch):
+    constants = {"weight_inner": 1, "norm_inner": 1, "BLOCK": size, "PACKED": packed}
+    types = POINTERS | {"weight": f"*{dtype}"}
+    build(wanda_triton.row_kernel, types, arch, constants, wanda_triton.row_warps(size))
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [4, 8])
+def test_wanda_patterns(m, dtype, arch):
+    groups, lanes = wanda_triton.group_tile(m)
+    constants = {"weight_inner": 1, "norm_inner": 1, "GROUPS": groups, "LANES": lanes}
+    build(wanda_triton.group_kernel, POINTERS | {"weight": f"*{dtype}"}, arch, constants)

@@ -1,0 +1,74 @@
+"""The Triton kernels over weights in Triton's interpreter: run by test_triton.py.
+
+float32 and float16 only: the interpreter's product of bfloat16 is wrong.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunery.errors import InputError
+from prunery.kernels import unpack_mask, wanda_mask, wanda_triton
+
+from .weight_cases import kept_of, layer
+
+DTYPES = (torch.float32, torch.float16)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    size=st.integers(1, 90),
+    keep=st.floats(0, 1),
+    levels=st.sampled_from([None, 1]),
+    dtype=st.sampled_from((*DTYPES, torch.bfloat16)),
+    seed=st.integers(0, 2**20),
+)
+def test_wanda_rows(rows, size, keep, levels, dtype, seed):
+    weight, norm = layer(seed, rows, size, dtype, levels=levels)
+    want = kept_of(weight, norm, size, math.ceil(round(keep * size, 9)))
+    assert torch.equal(wanda_mask(weight, norm, keep=keep, impl="triton"), want)
+    bits = wanda_mask(weight, norm, keep=keep, packed=True, impl="triton")
+    assert torch.equal(unpack_mask(bits, size), want)
+    assert torch.equal(bits, wanda_mask(weight, norm, keep=keep, packed=True))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 3),
+    groups=st.integers(1, 9),
+    pattern=st.sampled_from([(2, 4), (4, 8), (3, 5), (3, 3), (7, 16)]),
+    levels=st.sampled_from([None, 1]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 2**20),
+)
+def test_wanda_patterns(rows, groups, pattern, levels, dtype, seed):
+    n, m = pattern
+    weight, norm = layer(seed, rows, groups * m, dtype, levels=levels)
+    turned = weight.T.contiguous().T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wanda_triton, "GROUPS", 4)
+        made = wanda_mask(turned, norm, pattern=pattern, impl="triton")
+        bits = wanda_mask(weight, norm, pattern=pattern, packed=True, impl="triton")
+    assert torch.equal(made, kept_of(weight, norm, m, n))
+    assert torch.equal(unpack_mask(bits, groups * m), made)
+
+
+@pytest.mark.parametrize("options", [{"keep": 0.5}, {"pattern": (2, 4)}])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_wanda_refuses_what_is_not_finite(bad, options):
+    weight, norm = layer(1, 3, 8)
+    norm[5], weight[2, 5] = 0.0, bad
+    with pytest.raises(InputError, match="row 2, column 5"):
+        wanda_mask(weight, norm, **options, impl="triton")
+
+
+def test_wanda_of_nothing_and_of_very_long_rows(monkeypatch):
+    weight, norm = layer(1, 3, 8)
+    assert wanda_mask(weight[:0], norm, keep=0.5, impl="triton").shape == (0, 8)
+    monkeypatch.setattr(wanda_triton, "LONGEST", 7)
+    made = wanda_mask(weight, norm, keep=0.5, impl="triton")
+    assert torch.equal(made, kept_of(weight, norm, 8, 4))
