@@ -1,8 +1,9 @@
 """Arithmetic: reference, torch and Triton implementations behind one name each.
 
 The names below are loaded when they are first used, and an implementation by its first call, so
-that importing this package loads neither torch nor Triton. No module here bears the name of a
-function: importing it would put the module in the function's place. And nothing is imported
+that importing this package loads neither torch nor Triton. No module here bears the name of one
+of them: importing it would put the module in the function's place (hence `hadamard` is taken from
+its own module). And nothing is imported
 here from above: where the repository root is on the path, transformers finds this folder when
 it looks for a distribution called `kernels`, and must see that this is none.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attention import AttentionMass, attention_mass
     from .centers import KCenterStep, k_center_step
+    from .hadamard import block_of, hadamard_matrix
     from .nearest import pairwise_topk
     from .tokens import TokenStats, token_stats
     from .wanda import pack_mask, unpack_mask, wanda_mask
@@ -22,6 +24,8 @@ __all__ = [
     "KCenterStep",
     "TokenStats",
     "attention_mass",
+    "block_of",
+    "hadamard_matrix",
     "k_center_step",
     "pack_mask",
     "pairwise_topk",
@@ -35,6 +39,8 @@ _HOME = {
     "KCenterStep": ".centers",
     "TokenStats": ".tokens",
     "attention_mass": ".attention",
+    "block_of": ".hadamard",
+    "hadamard_matrix": ".hadamard",
     "k_center_step": ".centers",
     "pack_mask": ".wanda",
     "pairwise_topk": ".nearest",

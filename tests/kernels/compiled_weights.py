@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prunery.kernels import wanda_triton
+from prunery.kernels import hadamard_triton, wanda_triton
 
 LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 DTYPES = ("fp16", "bf16")
@@ -52,3 +52,19 @@ def test_wanda_patterns(m, dtype, arch):
     groups, lanes = wanda_triton.group_tile(m)
     constants = {"weight_inner": 1, "norm_inner": 1, "GROUPS": groups, "LANES": lanes}
     build(wanda_triton.group_kernel, POINTERS | {"weight": f"*{dtype}"}, arch, constants)
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block", [128, 4096, hadamard_triton.LARGEST])
+def test_hadamard(block, dtype, arch):
+    rows, warps = hadamard_triton.tile(block)
+    constants = {
+        "ROWS": rows,
+        "BLOCK": block,
+        "STEPS": block.bit_length() - 1,
+        "HAS_SIGNS": True,
+        "INVERSE": True,
+    }
+    types = {"x": f"*{dtype}", "out": f"*{dtype}", "signs": "*fp32", "scale": "fp32"}
+    build(hadamard_triton.butterfly_kernel, types, arch, constants, warps)

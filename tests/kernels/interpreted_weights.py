@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunery.errors import InputError
-from prunery.kernels import unpack_mask, wanda_mask, wanda_triton
+from prunery.kernels import hadamard_triton, unpack_mask, wanda_mask, wanda_triton
+from prunery.kernels.hadamard import hadamard
 
-from .weight_cases import kept_of, layer
+from .cases import distance
+from .weight_cases import kept_of, layer, rotation_of
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -72,3 +74,26 @@ def test_wanda_of_nothing_and_of_very_long_rows(monkeypatch):
     monkeypatch.setattr(wanda_triton, "LONGEST", 7)
     made = wanda_mask(weight, norm, keep=0.5, impl="triton")
     assert torch.equal(made, kept_of(weight, norm, 8, 4))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    odd=st.sampled_from([1, 3]),
+    power=st.integers(0, 6),
+    dtype=st.sampled_from((*DTYPES, torch.bfloat16)),
+    turned=st.booleans(),
+    inverse=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_hadamard(rows, odd, power, dtype, turned, inverse, seed):
+    size, block = odd * 2**power, 2**power
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, size, generator=made).to(dtype)
+    signs = torch.randint(0, 2, (size,), generator=made).float() * 2 - 1 if turned else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hadamard_triton, "CELLS", 64)
+        found = hadamard(x, signs=signs, inverse=inverse, impl="triton")
+    assert found.dtype == dtype
+    slack = 1e-5 + (0.0 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps)
+    assert distance(found, rotation_of(x, block, signs, inverse)) <= slack

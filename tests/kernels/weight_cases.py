@@ -27,3 +27,16 @@ def kept_of(weight, norm, group, count):
                 chosen[place] = True
         made.append(chosen)
     return torch.tensor(made, dtype=torch.bool).reshape(weight.shape)
+
+
+def rotation_of(x, block, signs, inverse):
+    """x times the block-diagonal matrix, its entries by the bits that row and column share."""
+    size = x.shape[-1]
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    for i in range(size):
+        for j in range(i // block * block, i // block * block + block):
+            shared = bin((i % block) & (j % block)).count("1")
+            matrix[i, j] = (-1) ** shared / block**0.5
+            if signs is not None:
+                matrix[i, j] *= float(signs[i])
+    return x.double() @ (matrix.T if inverse else matrix)
