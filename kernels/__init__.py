@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attention import AttentionMass, attention_mass
     from .centers import KCenterStep, k_center_step
+    from .gated_mlp import sparse_gated_mlp
     from .hadamard import block_of, hadamard_matrix
     from .nearest import pairwise_topk
     from .tokens import TokenStats, token_stats
@@ -29,6 +30,7 @@ __all__ = [
     "k_center_step",
     "pack_mask",
     "pairwise_topk",
+    "sparse_gated_mlp",
     "token_stats",
     "unpack_mask",
     "wanda_mask",
@@ -44,6 +46,7 @@ _HOME = {
     "k_center_step": ".centers",
     "pack_mask": ".wanda",
     "pairwise_topk": ".nearest",
+    "sparse_gated_mlp": ".gated_mlp",
     "token_stats": ".tokens",
     "unpack_mask": ".wanda",
     "wanda_mask": ".wanda",

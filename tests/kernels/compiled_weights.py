@@ -9,13 +9,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prunery.kernels import hadamard_triton, wanda_triton
+from prunery.kernels import gated_mlp_triton, hadamard_triton, wanda_triton
 
 LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 DTYPES = ("fp16", "bf16")
 POINTERS = {"norm": "*fp32", "highest": "*i32", "out": "*u8"}
 # Strides and sizes that are multiples of 16 in any real model, as a launch would find them.
-DIVISIBLE = {"weight_row", "size", "width"}
+DIVISIBLE = {"weight_row", "size", "width", "x_row", "gate_row", "up_row", "down_row", "columns"}
 
 
 def build(kernel, types, arch, constants, warps=4, stages=3):
@@ -68,3 +68,17 @@ def test_hadamard(block, dtype, arch):
     }
     types = {"x": f"*{dtype}", "out": f"*{dtype}", "signs": "*fp32", "scale": "fp32"}
     build(hadamard_triton.butterfly_kernel, types, arch, constants, warps)
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_gated_mlp(rows, dtype, arch):
+    types = dict.fromkeys(("x", "gate", "up", "down"), f"*{dtype}")
+    types |= dict.fromkeys(("limit", "out", "inner", "parts"), "*fp32")
+    constants = {"ROWS": rows, "NEURONS": gated_mlp_triton.NEURONS}
+    own = {"ACTIVATION": 0, "PRODUCT": False, "INNER": gated_mlp_triton.INNER}
+    warps = gated_mlp_triton.WARPS
+    build(gated_mlp_triton.gate_kernel, types, arch, constants | own, warps)
+    own = {"COLUMNS": gated_mlp_triton.COLUMNS}
+    build(gated_mlp_triton.down_kernel, types, arch, constants | own, warps)

@@ -7,15 +7,22 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunery.errors import InputError
-from prunery.kernels import hadamard_triton, unpack_mask, wanda_mask, wanda_triton
+from prunery.kernels import (
+    gated_mlp_triton,
+    hadamard_triton,
+    sparse_gated_mlp,
+    unpack_mask,
+    wanda_mask,
+    wanda_triton,
+)
 from prunery.kernels.hadamard import hadamard
 
 from .cases import distance
-from .weight_cases import kept_of, layer, rotation_of
+from .weight_cases import kept_of, layer, mlp, mlp_of, rotation_of
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -97,3 +104,47 @@ def test_hadamard(rows, odd, power, dtype, turned, inverse, seed):
     assert found.dtype == dtype
     slack = 1e-5 + (0.0 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps)
     assert distance(found, rotation_of(x, block, signs, inverse)) <= slack
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch):
+    """Small tiles make many programs and parts."""
+    monkeypatch.setattr(gated_mlp_triton, "NEURONS", 4)
+    monkeypatch.setattr(gated_mlp_triton, "INNER", 8)
+    monkeypatch.setattr(gated_mlp_triton, "COLUMNS", 8)
+    monkeypatch.setattr(gated_mlp_triton, "PROGRAMS", 6)
+
+
+@pytest.mark.parametrize("rule", ["gate", "product"])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@settings(max_examples=4, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    size=st.integers(1, 20),
+    neurons=st.integers(1, 30),
+    columns=st.integers(1, 20),
+    dtype=st.sampled_from((*DTYPES, torch.bfloat16)),
+    seed=st.integers(0, 2**20),
+)
+def test_gated_mlp(rows, size, neurons, columns, dtype, seed, activation, rule):
+    given_ = mlp(seed, rows, size, neurons, columns, dtype)
+    limit = torch.rand(neurons, generator=torch.Generator().manual_seed(seed)) * 0.5
+    want, nearest = mlp_of(*given_, limit, activation, rule)
+    assume(nearest > 1e-4)
+    options = {"activation": activation, "rule": rule, "impl": "triton"}
+    made = sparse_gated_mlp(*given_, limit, **options)
+    slack = 1e-5 + (0.0 if dtype == torch.float32 else 8 * torch.finfo(dtype).eps)
+    assert distance(made, want) <= slack
+    assert torch.equal(made, sparse_gated_mlp(*given_, limit, **options))
+
+
+def test_gated_mlp_reads_live_rows_alone():
+    """NaN in a dead neuron's weights is not read; in a live one's it is seen."""
+    x, gate, up, down_t = mlp(3, 1, 12, 10, 9)
+    alive = torch.nn.functional.silu(gate @ x[0]).abs() > 0.1
+    want, _ = mlp_of(x, gate, up, down_t, 0.1)
+    assert alive.any() and not alive.all()
+    up[~alive], down_t[~alive] = math.nan, math.nan
+    assert distance(sparse_gated_mlp(x, gate, up, down_t, 0.1, impl="triton"), want) < 1e-5
+    gate[2] = math.nan
+    assert sparse_gated_mlp(x, gate, up, down_t, 0.1, impl="triton").isnan().all()

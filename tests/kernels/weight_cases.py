@@ -1,5 +1,7 @@
 """Inputs for the kernels over weights, and what they should give, straight from the words."""
 
+import math
+
 import torch
 
 
@@ -40,3 +42,40 @@ def rotation_of(x, block, signs, inverse):
             if signs is not None:
                 matrix[i, j] *= float(signs[i])
     return x.double() @ (matrix.T if inverse else matrix)
+
+
+def act_of(value, name):
+    """Activations by their formulas, float64."""
+    if name == "silu":
+        return value * torch.special.expit(value)
+    if name == "relu":
+        return value.clamp(min=0)
+    if name == "gelu":
+        return value * 0.5 * torch.special.erfc(-value / math.sqrt(2))
+    inner = math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)
+    return 0.5 * value * (1 + torch.tanh(inner))
+
+
+def mlp(seed, rows, size, neurons, columns, dtype=torch.float32):
+    """x, gate, up, down_t of about unit results."""
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, size, generator=made)
+    gate, up = (torch.randn(neurons, size, generator=made) / size**0.5 for _ in range(2))
+    down_t = torch.randn(neurons, columns, generator=made) / neurons**0.5
+    return [one.to(dtype) for one in (x, gate, up, down_t)]
+
+
+def mlp_of(x, gate, up, down_t, threshold, activation="silu", rule="gate"):
+    """(B, d_out) float64, neuron by neuron; and the least distance of any value to its border."""
+    out = torch.zeros(len(x), down_t.shape[1], dtype=torch.float64)
+    limits = torch.as_tensor(threshold).double().expand(len(gate))
+    nearest = math.inf
+    for b, row in enumerate(x.double()):
+        for i, limit in enumerate(limits):
+            acted = act_of(gate[i].double() @ row, activation)
+            inner = acted * (up[i].double() @ row)
+            tested = abs(inner if rule == "product" else acted)
+            nearest = min(nearest, float(abs(tested - limit)))
+            if tested > limit:
+                out[b] += inner * down_t[i].double()
+    return out, nearest
