@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from prunery.kernels import gated_mlp_triton, hadamard_triton, wanda_triton
+from prunery.kernels import gated_mlp_triton, hadamard_triton, int4_triton, wanda_triton
 
 LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 DTYPES = ("fp16", "bf16")
@@ -82,3 +82,21 @@ def test_gated_mlp(rows, dtype, arch):
     build(gated_mlp_triton.gate_kernel, types, arch, constants | own, warps)
     own = {"COLUMNS": gated_mlp_triton.COLUMNS}
     build(gated_mlp_triton.down_kernel, types, arch, constants | own, warps)
+
+
+@pytest.mark.parametrize("arch", LIMIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", int4_triton.ROWS)
+def test_int4(rows, dtype, arch):
+    constants = {
+        "HAS_ZERO": True,
+        "ROWS": rows,
+        "OUTPUTS": int4_triton.OUTPUTS,
+        "INNER": int4_triton.INNER,
+    }
+    types = {"x": f"*{dtype}", "scale": f"*{dtype}", "packed": "*i32", "zero": "*i8"}
+    types["parts"] = "*fp32"
+    made = build(
+        int4_triton.int4_kernel, types, arch, constants, int4_triton.WARPS, int4_triton.STAGES
+    )
+    assert "mma" in made.asm["ptx"]

@@ -14,6 +14,9 @@ from prunery.errors import InputError
 from prunery.kernels import (
     gated_mlp_triton,
     hadamard_triton,
+    int4_matmul,
+    int4_triton,
+    pack_int4,
     sparse_gated_mlp,
     unpack_mask,
     wanda_mask,
@@ -22,7 +25,7 @@ from prunery.kernels import (
 from prunery.kernels.hadamard import hadamard
 
 from .cases import distance
-from .weight_cases import kept_of, layer, mlp, mlp_of, rotation_of
+from .weight_cases import kept_of, layer, mlp, mlp_of, quantised, quantised_product, rotation_of
 
 DTYPES = (torch.float32, torch.float16)
 
@@ -113,6 +116,9 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(gated_mlp_triton, "INNER", 8)
     monkeypatch.setattr(gated_mlp_triton, "COLUMNS", 8)
     monkeypatch.setattr(gated_mlp_triton, "PROGRAMS", 6)
+    monkeypatch.setattr(int4_triton, "OUTPUTS", 16)
+    monkeypatch.setattr(int4_triton, "INNER", 16)
+    monkeypatch.setattr(int4_triton, "PROGRAMS", 6)
 
 
 @pytest.mark.parametrize("rule", ["gate", "product"])
@@ -148,3 +154,28 @@ def test_gated_mlp_reads_live_rows_alone():
     assert distance(sparse_gated_mlp(x, gate, up, down_t, 0.1, impl="triton"), want) < 1e-5
     gate[2] = math.nan
     assert sparse_gated_mlp(x, gate, up, down_t, 0.1, impl="triton").isnan().all()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 5, 70]),
+    outputs=st.integers(1, 40),
+    size=st.integers(1, 90),
+    group_size=st.sampled_from([8, 24, 32, 128]),
+    dtype=st.sampled_from(DTYPES),
+    shifted=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_int4(rows, outputs, size, group_size, dtype, shifted, seed):
+    x, values, scale, zero = quantised(seed, rows, outputs, size, group_size, dtype, shifted)
+    want = quantised_product(x, values, scale, zero, group_size)
+    made = int4_matmul(x, pack_int4(values), scale, zero, group_size, impl="triton")
+    assert made.dtype == dtype
+    reach = float(want.abs().max()) if want.numel() else 0.0
+    assert distance(made, want) <= 8 * torch.finfo(dtype).eps * (reach + 1)
+
+
+def test_int4_of_one_group_a_row():
+    x, values, scale, zero = quantised(1, 2, 3, 13, 13, torch.float32, True)
+    made = int4_matmul(x, pack_int4(values), scale, zero, 13, impl="triton")
+    assert distance(made, quantised_product(x, values, scale, zero, 13)) < 1e-5

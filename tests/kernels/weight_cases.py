@@ -79,3 +79,23 @@ def mlp_of(x, gate, up, down_t, threshold, activation="silu", rule="gate"):
             if tested > limit:
                 out[b] += inner * down_t[i].double()
     return out, nearest
+
+
+def quantised(seed, rows, outputs, size, group_size, dtype=torch.float32, shifted=False):
+    """x (rows, size), 4-bit values, scales, and zero points or None."""
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, size, generator=made).to(dtype)
+    values = torch.randint(-8, 8, (outputs, size), generator=made).to(torch.int8)
+    groups = -(-size // group_size)
+    scale = (torch.rand(outputs, groups, generator=made) + 0.5) / (5 * size**0.5)
+    zero = torch.randint(-8, 8, (outputs, groups), generator=made).to(torch.int8)
+    return x, values, scale.to(torch.bfloat16), zero if shifted else None
+
+
+def quantised_product(x, values, scale, zero, group_size):
+    """x times the transpose of (value - zero) * scale, weight by weight, float64."""
+    group = torch.arange(values.shape[1]) // group_size
+    weight = values.double()
+    if zero is not None:
+        weight = weight - zero.double()[:, group]
+    return x.double() @ (weight * scale.double()[:, group]).T
