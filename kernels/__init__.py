@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .nearest import pairwise_topk
     from .sparse24 import Gate24, Sparse24, check_24, sparse24_linear
     from .tokens import TokenStats, token_stats
-    from .wanda import pack_mask, unpack_mask, wanda_mask
+    from .wanda import column_square_sums, pack_mask, unpack_mask, wanda_mask
 
 __all__ = [
     "AttentionMass",
@@ -32,6 +32,7 @@ __all__ = [
     "attention_mass",
     "block_of",
     "check_24",
+    "column_square_sums",
     "hadamard_matrix",
     "int4_matmul",
     "k_center_step",
@@ -57,6 +58,7 @@ _HOME = {
     "attention_mass": ".attention",
     "block_of": ".hadamard",
     "check_24": ".sparse24",
+    "column_square_sums": ".wanda",
     "hadamard_matrix": ".hadamard",
     "int4_matmul": ".int4",
     "k_center_step": ".centers",

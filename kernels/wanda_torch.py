@@ -16,7 +16,7 @@ CELLS = 1 << 20  # of a block: 4 MiB of float32
 GPU_CELLS = 1 << 26
 BUCKETS = 1024
 SHIFT = 17  # float32 bits dropped: 6 of the mantissa's 23 are left
-NARROW = 1024  # rows under it: counting their buckets costs more than sorting them
+NARROW = 1536  # rows under it: counting their buckets costs more than a partial sort
 MANY = 16  # a block with more than 1 / MANY of its cells at the border is sorted
 WIDE = 8  # groups of more are sorted: the pairs to compare grow with the square
 INFINITE = 0x7F800000  # the bits of infinity; a NaN's are above
@@ -39,9 +39,13 @@ def blocked(
     cells = GPU_CELLS if weight.is_cuda else CELLS
     step = max(1, cells // max(1, size))
     scale, highest = norm.float(), 0
+    # One buffer for all blocks: a fresh one would be paged in each time.
+    buffer = torch.empty((min(step, rows), size), dtype=torch.float32, device=weight.device)
     for start in range(0, rows, step):
         part = weight[start : start + step]
-        score = (part.float() * scale).abs_()  # abs last: inf * 0 is a NaN with its sign set
+        score = buffer[: len(part)]
+        # abs last: inf * 0 is a NaN with its sign set.
+        score.copy_(part).mul_(scale).abs_()
         bits = score.view(torch.int32)
         if bits.numel():
             highest = max(highest, int(bits.max()))
@@ -134,6 +138,19 @@ def ranked(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
             rank[j] += later.logical_not_().view(torch.uint8)
     mask = torch.empty(groups.shape, dtype=torch.bool, device=score.device)
     return torch.lt(rank.T, n, out=mask).view(score.shape)
+
+
+@torch.no_grad()
+def add_squares(x: torch.Tensor, out: torch.Tensor) -> None:
+    """Add the columns' sums of squares of x (T, in) to `out` (in,) float32."""
+    rows, size = x.shape
+    step = max(1, (GPU_CELLS if x.is_cuda else CELLS) // max(1, size))
+    buffer = torch.empty((min(step, rows), size), dtype=torch.float32, device=x.device)
+    for start in range(0, rows, step):
+        part = x[start : start + step]
+        squares = buffer[: len(part)]
+        squares.copy_(part)
+        out += torch.mul(squares, squares, out=squares).sum(0)
 
 
 def pack(mask: torch.Tensor) -> torch.Tensor:

@@ -68,9 +68,10 @@ def test_dead_rows_are_not_read_until_too_many_live(monkeypatch):
     want, _ = mlp_of(x, gate, up, down_t, 0.1)
     assert alive.any() and not alive.all()
     up[~alive], down_t[~alive] = math.nan, math.nan
-    monkeypatch.setattr(gated_mlp_torch, "DENSE_SHARE", float(alive.float().mean()) + 0.01)
+    share = float(alive.float().mean())
+    monkeypatch.setattr(gated_mlp_torch, "DENSE_SHARE_FLOAT", share + 0.01)
     assert distance(sparse_gated_mlp(x, gate, up, down_t, 0.1), want) < 1e-5
-    monkeypatch.setattr(gated_mlp_torch, "DENSE_SHARE", float(alive.float().mean()) - 0.1)
+    monkeypatch.setattr(gated_mlp_torch, "DENSE_SHARE_FLOAT", share - 0.1)
     assert sparse_gated_mlp(x, gate, up, down_t, 0.1).isnan().any()
     monkeypatch.undo()
     many = x.expand(5, 12)  # more rows than are decoded at once: dense as well

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunery.errors import InputError
-from prunery.kernels import pack_mask, unpack_mask, wanda_mask, wanda_torch
+from prunery.kernels import column_square_sums, pack_mask, unpack_mask, wanda_mask, wanda_torch
 
 from .weight_cases import kept_of, layer
 
@@ -135,6 +135,34 @@ def test_magnitude_is_a_norm_of_ones():
     made = wanda_mask(weight, torch.full((30,), 7.0), keep=0.5)
     border = weight.abs().sort(1, descending=True).values[:, 14:15]
     assert torch.equal(made, weight.abs() >= border)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(0, 40),
+    size=st.integers(0, 9),
+    dtype=st.sampled_from((*DTYPES, torch.float64)),
+    seed=st.integers(0, 2**20),
+)
+def test_sums_of_squares(rows, size, dtype, seed):
+    made = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, size, generator=made).to(dtype)
+    out = torch.rand(size, generator=made)
+    want = out.double() + sum((row.double() ** 2 for row in x), torch.zeros(size).double())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wanda_torch, "CELLS", 7 * max(1, size))
+        column_square_sums(x.T.contiguous().T.requires_grad_(), out)
+    torch.testing.assert_close(out.double(), want, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_of_squares_refuse():
+    x = torch.ones(3, 2)
+    with pytest.raises(InputError, match=r"x is \(T, in\) floating; found \(3,\)"):
+        column_square_sums(x[:, 0], torch.zeros(2))
+    with pytest.raises(InputError, match=r"out is \(2,\) float32 .* torch.float64"):
+        column_square_sums(x, torch.zeros(2).double())
+    with pytest.raises(InputError, match=r"out is \(2,\) .* found \(3,\)"):
+        column_square_sums(x, torch.zeros(3))
 
 
 def test_bits_are_numpys():
