@@ -50,6 +50,14 @@ def causal_from_table(table: Table, checkpoint: int | None = None) -> Path:
         for item in table.manifest.attachments
         if not item["name"].endswith(".safetensors")
     }
+    return folder_of(table, sources)
+
+
+def folder_of(table: Table, sources: Mapping[str, str]) -> Path:
+    """A folder under the cache with some attachments: name of the file to name of the attachment.
+
+    It is named by what is in it, and made once.
+    """
     sha = {item["name"]: item["sha256"] for item in table.manifest.attachments}
     key = digest({name: sha[source] for name, source in sources.items()})
     home = os.environ.get("PRUNERY_CACHE") or Path.home() / ".cache" / "prunery"

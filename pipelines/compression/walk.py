@@ -1,0 +1,179 @@
+"""The walk through a model's layers: one block in memory, hidden states on disk, resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ...errors import ModelError
+from ...pruners.models.block_layouts import BlockLayout
+from ...pruners.models.streamed_model import StreamedModel
+from .journal import LayerJournal
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows padded on the right.
+
+    Attributes
+    ----------
+    rows
+        Positions of the rows in the table, (B,) int64.
+    input_ids, valid
+        (B, T) int64, and (B, T) bool: False where padded.
+    """
+
+    rows: npt.NDArray[np.int64]
+    input_ids: Tensor
+    valid: Tensor
+
+
+def batches_of(
+    rows: Sequence[npt.NDArray[np.integer[Any]]], *, tokens: int, pad: int = 0
+) -> list[Batch]:
+    """Rows of token ids in batches of at most `tokens` padded tokens; rows of like length together.
+
+    A longer row goes alone. The same rows give the same batches.
+    """
+    order = sorted(range(len(rows)), key=lambda row: (len(rows[row]), row))
+    made: list[Batch] = []
+    group: list[int] = []
+    for row in order:
+        if group and (len(group) + 1) * len(rows[row]) > tokens:
+            made.append(_batch(rows, group, pad))
+            group = []
+        group.append(row)
+    if group:
+        made.append(_batch(rows, group, pad))
+    return made
+
+
+def _batch(rows: Sequence[npt.NDArray[np.integer[Any]]], group: list[int], pad: int) -> Batch:
+    longest = max(len(rows[row]) for row in group)
+    ids = torch.full((len(group), longest), pad, dtype=torch.int64)
+    valid = torch.zeros((len(group), longest), dtype=torch.bool)
+    for place, row in enumerate(group):
+        ids[place, : len(rows[row])] = torch.from_numpy(np.asarray(rows[row], np.int64))
+        valid[place, : len(rows[row])] = True
+    return Batch(np.array(group, np.int64), ids, valid)
+
+
+@dataclass
+class LayerVisit:
+    """One layer of the walk, as the work done at it sees it.
+
+    Attributes
+    ----------
+    layer, block
+        Number, and the block with its weights; what is changed in it stays changed for what
+        `forward` computes afterwards.
+    dropped
+        Set by a visit that removes the layer: its outputs are then its inputs.
+    current
+        The batch under way, for hooks.
+    """
+
+    model: StreamedModel
+    layer: int
+    block: nn.Module
+    batches: Sequence[Batch]
+    journal: LayerJournal
+    dropped: bool = False
+    current: Batch | None = None
+    forwarded: bool = field(default=False, init=False)
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Of the model's architecture."""
+        return self.model.layout
+
+    def forward(
+        self, each: Callable[[Batch, Tensor, Tensor], None] | None = None, *, keep: bool = True
+    ) -> None:
+        """Run the block over all batches; the outputs of the last call go to the next layer.
+
+        `each` is called with a batch, its inputs and outputs (B, T, d). `keep=False` leaves the
+        outputs of an earlier call as they are. Hooks of the caller see `current`.
+        """
+        for number, batch in enumerate(self.batches):
+            self.current = batch
+            hidden, out = self.one(number)
+            if each is not None:
+                each(batch, hidden, out)
+            if keep:
+                self.journal.put_hidden(self.layer + 1, number, out)
+        self.current = None
+        self.forwarded = self.forwarded or keep
+
+    def one(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs (B, T, d) of the block for one batch, without gradients."""
+        hidden = self.inputs(number)
+        if self.dropped:
+            return hidden, hidden
+        with torch.no_grad():
+            out = self.model.run(self.block, hidden, self.call(number))
+        if not bool(torch.isfinite(out[self.batches[number].valid.to(out.device)]).all()):
+            row = int(self.batches[number].rows[0])
+            raise ModelError(
+                f"layer {self.layer}: expected finite outputs; found a NaN or an infinity in the"
+                f" batch of calibration row {row}. Use a wider dtype, or look at that row."
+            )
+        return hidden, out
+
+    def inputs(self, number: int) -> Tensor:
+        """What the block takes of a batch, (B, T, d)."""
+        return self.journal.hidden(self.layer, number).to(self.model.device)
+
+    def call(self, number: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The other arguments of the block for a batch."""
+        batch = self.batches[number]
+        return self.model.prepare(batch.input_ids, batch.valid).calls[self.layer]
+
+
+Made = tuple[Mapping[str, Tensor], Sequence[Mapping[str, Any]]]
+
+
+def walk(
+    model: StreamedModel,
+    batches: Sequence[Batch],
+    journal: LayerJournal,
+    visit: Callable[[LayerVisit], Made],
+    *,
+    replay: Callable[[LayerVisit, dict[str, Tensor], list[dict[str, Any]]], None] | None = None,
+    each_layer: Callable[[int], None] | None = None,
+) -> None:
+    """Visit every layer in order, from where the journal stands.
+
+    `visit` gets the layer with its dense weights and gives the tensors and rows to record. It may
+    call `LayerVisit.forward` as often as it needs; where it does not, it is called once after
+    it, so that the next layer gets what this one makes now. Where hidden states were lost (or the
+    journal was made on another machine), done layers are run again: `replay` puts their recorded
+    tensors back into the block, and without it the block runs as it is.
+    """
+    done = journal.done()
+    start = done if done and journal.has_hidden(done, len(batches)) else 0
+    if start == 0 and done < model.layers:
+        for number, batch in enumerate(batches):
+            hidden = model.prepare(batch.input_ids, batch.valid).hidden
+            journal.put_hidden(0, number, hidden)
+    for layer in range(start, model.layers):
+        if done >= model.layers:
+            break
+        here = LayerVisit(model, layer, model.block(layer), batches, journal)
+        if layer < done:
+            if replay is not None:
+                replay(here, journal.tensors(layer), journal.rows(layer))
+            here.forward()
+            continue
+        tensors, rows = visit(here)
+        if not here.forwarded:
+            here.forward()
+        journal.record(layer, tensors, rows)
+        if each_layer is not None:
+            each_layer(layer)
