@@ -80,12 +80,15 @@ def test_gated_mlp(rows, dtype, arch):
     own = {"ACTIVATION": 0, "PRODUCT": False, "INNER": gated_mlp_triton.INNER}
     warps = gated_mlp_triton.WARPS
     build(gated_mlp_triton.gate_kernel, types, arch, constants | own, warps)
+    if rows == 1:
+        other = own | {"ACTIVATION": 1, "PRODUCT": True}
+        build(gated_mlp_triton.gate_kernel, types, arch, constants | other, warps)
     own = {"COLUMNS": gated_mlp_triton.COLUMNS}
     build(gated_mlp_triton.down_kernel, types, arch, constants | own, warps)
 
 
 @pytest.mark.parametrize("arch", LIMIT)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, "fp32"])
 @pytest.mark.parametrize("rows", int4_triton.ROWS)
 def test_int4(rows, dtype, arch):
     constants = {

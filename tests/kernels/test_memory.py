@@ -15,7 +15,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 import faiss, torch
-from prunery.kernels import attention_mass, k_center_step, pairwise_topk, token_stats
+from prunery.kernels import attention_mass, int4_matmul, k_center_step, pairwise_topk, token_stats
+from prunery.kernels import wanda_mask
 
 torch.set_num_threads(1)
 
@@ -34,6 +35,20 @@ def pairs(length, dtype, call):
 
 def centre(rows, call):
     call(torch.randn(rows, 64), torch.randn(64), torch.full((rows,), 3.0))
+
+def layer(rows, call):
+    call(torch.randn(rows, 2048), torch.ones(2048))
+
+def packed(rows, call):
+    scale = torch.ones(rows, 16)
+    call(torch.randn(2, 2048), torch.ones(rows, 256, dtype=torch.int32), scale, None, 128)
+
+def plain_mask(weight, norm):
+    (weight.abs() * norm).sort(1)
+
+def plain_int4(x, words, scale, zero, size):
+    weight = (words[:, :, None] >> torch.arange(0, 32, 4)) & 15
+    x @ weight.view(len(words), -1).float().T
 
 def plain_pairs(queries, points):
     (queries @ points.T).topk(5)
@@ -66,6 +81,10 @@ CASES = {
         lambda q, p: pairwise_topk(q, p, 5, metric="l2", exclude=torch.arange(len(q))),
     ),
     "plain nearest": lambda scale: pairs(4096 // scale, torch.float32, plain_pairs),
+    "wanda": lambda scale: layer(8192 // scale, lambda w, n: wanda_mask(w, n, keep=0.5)),
+    "plain wanda": lambda scale: layer(8192 // scale, plain_mask),
+    "int4": lambda scale: packed(8192 // scale, int4_matmul),
+    "plain int4": lambda scale: packed(8192 // scale, plain_int4),
     "centers": lambda scale: centre(2**19 // scale, k_center_step),
     "plain centers": lambda scale: centre(2**19 // scale, plain_centre),
 }
@@ -80,6 +99,7 @@ LOGITS = 4096 * 16384 * 4
 MATRIX = 2 * 4096 * 4096 * 4
 PAIRS = 2048 * 32768 * 4
 POINTS = 2**19 * 64 * 4
+WEIGHT = 8192 * 2048 * 4
 
 
 @pytest.mark.parametrize(
@@ -93,6 +113,10 @@ POINTS = 2**19 * 64 * 4
         ("plain attention", MATRIX, None),
         ("nearest", 1, PAIRS / 4),  # a block of 16 MiB, the best of it, and the points
         ("plain nearest", PAIRS, None),
+        ("wanda", WEIGHT, WEIGHT * 1.8),  # the weight, its mask, and blocks of 4 MiB
+        ("plain wanda", WEIGHT * 3, None),
+        ("int4", 1, WEIGHT / 3),  # the packed weight is an eighth
+        ("plain int4", WEIGHT, None),
         ("centers", 1, POINTS * 1.2),  # the points themselves are made after the first measure
         ("plain centers", POINTS * 1.9, None),
     ],
