@@ -9,8 +9,8 @@ from .int4_torch import blocked, unpack
 
 GROUPS = (32, 64, 128, 256)
 # Rows of x up to which the kernel beats a dense bfloat16 product: measured on a CPU with AVX-512
-# by benchmarks/weight_kernels.py (4,096 x 4,096: 3 times as fast for 1 row, even at about 10, half
-# as fast for 32). In float16 and float32 it is slower than the dense one from the first row on.
+# by benchmarks/weight_kernels.py (4,096 x 4,096: 3 times as fast for 1 row, about even at 8,
+# half as fast for 64). In float16 and float32 it is slower than the dense one from the first.
 MOST_ROWS = 8
 INNER_TILES = 8
 
