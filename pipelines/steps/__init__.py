@@ -7,6 +7,7 @@ from ..engine import StepSpec
 from ..evaluate_context import EVALUATE
 from ..silver_labels import SILVER
 from . import (
+    calibration_rows,
     chunk,
     cluster_rows,
     cluster_tokens,
@@ -95,6 +96,8 @@ STEPS: dict[str, StepSpec] = {
     "search_prompts": search_prompts.SPEC,
     "test_prompts": test_prompts.SPEC,
     "report_prompts": report_prompts.SPEC,
+    # the compression stage
+    "calibration_rows": calibration_rows.SPEC,
     # quality of context pruning
     "label_silver": SILVER,
     "context_scores": SCORES,
