@@ -47,6 +47,7 @@ from .token.qtuning import QTuning
 from .token.random_tokens import RandomTokens
 from .token.sstoken import SsToken
 from .token.token_cleaning import TokenCleaning
+from .weight.gaprune import GaPrune
 
 METHODS: dict[str, type[Pruner]] = {
     # context
@@ -95,6 +96,8 @@ METHODS: dict[str, type[Pruner]] = {
     # prompt
     "claps": Claps,
     "random_prompts": RandomPrompts,
+    # weight
+    "gaprune": GaPrune,
 }
 
 

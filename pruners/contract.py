@@ -314,6 +314,31 @@ SIGNALS: dict[str, SignalSpec] = {
         doc="ClaPS: mean reward over labelled rows with the word alone as the prompt, minus that"
         " with the empty prompt; or, without labels, the divergence between the two.",
     ),
+    # Weights: a row is one number of a matrix.
+    "weight": SignalSpec("float32", "weight", "none", doc="Value of the weight."),
+    # Weights of an embedding model (GAPrune), gradients of a contrastive loss on two sets of texts.
+    "domain_fisher": SignalSpec(
+        "float32",
+        "squared gradient",
+        "higher is kept",
+        low=0,
+        doc="Mean squared gradient at the weight over texts of the domain.",
+    ),
+    "general_fisher": SignalSpec(
+        "float32",
+        "squared gradient",
+        "higher is dropped",
+        low=0,
+        doc="The same over general texts.",
+    ),
+    "gradient_alignment": SignalSpec(
+        "float32",
+        "cosine",
+        "higher is kept",
+        low=-1.0001,
+        high=1.0001,
+        doc="How far the two mean gradients agree around the weight.",
+    ),
 }
 
 
