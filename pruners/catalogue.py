@@ -48,6 +48,11 @@ from .token.random_tokens import RandomTokens
 from .token.sstoken import SsToken
 from .token.token_cleaning import TokenCleaning
 from .weight.gaprune import GaPrune
+from .weight.gblm import Gblm
+from .weight.magnitude import Magnitude
+from .weight.random_weights import RandomWeights
+from .weight.sparsegpt import SparseGpt
+from .weight.wanda import Wanda
 
 METHODS: dict[str, type[Pruner]] = {
     # context
@@ -96,6 +101,12 @@ METHODS: dict[str, type[Pruner]] = {
     # prompt
     "claps": Claps,
     "random_prompts": RandomPrompts,
+    # weight
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "sparsegpt": SparseGpt,
+    "gblm": Gblm,
+    "random_weights": RandomWeights,
     # weight
     "gaprune": GaPrune,
 }

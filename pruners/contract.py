@@ -339,6 +339,33 @@ SIGNALS: dict[str, SignalSpec] = {
         high=1.0001,
         doc="How far the two mean gradients agree around the weight.",
     ),
+    # Weights of a model's matrix: a row is one weight.
+    "output": SignalSpec(
+        "int64", "position", "none", low=0, doc="Row of the matrix (out, in) that it stands in."
+    ),
+    "input_norm": SignalSpec(
+        "float32",
+        "given",
+        "higher is kept",
+        low=0,
+        doc="Euclidean norm of the weight's input over the calibration tokens.",
+    ),
+    "hessian_diagonal": SignalSpec(
+        "float32",
+        "given",
+        "lower is kept",
+        low=1e-30,
+        doc="Square of U's diagonal at the weight's input, U the upper Cholesky factor of the"
+        " damped inverse Hessian: the inverse Hessian's diagonal once the inputs before are done.",
+    ),
+    "weight_gradient": SignalSpec(
+        "float32",
+        "nats a weight",
+        "higher is kept",
+        low=0,
+        doc="The loss's gradient at the weight over calibration rows: sqrt of the sum of squares,"
+        " or sum of magnitudes.",
+    ),
 }
 
 
