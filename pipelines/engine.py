@@ -240,7 +240,8 @@ class StepSpec:
 
     Calling it, `spec(options, inputs, context) -> Manifest`, runs the step or finds that its
     table exists. `version` goes up whenever the same options and inputs would give other rows.
-    `finish`, where there is one, attaches files to the table before it is committed.
+    `finish`, where there is one, attaches files to the table before it is committed; `cleanup` is
+    called with the table's key once it is, to remove what a killed run would have gone on from.
     """
 
     name: str
@@ -250,6 +251,7 @@ class StepSpec:
     plan: Callable[[Any, Mapping[str, Table], StepContext], Plan]
     shard: Callable[[Job, int, Rows], None] = no_shards
     finish: Callable[[Job, TableWriter], None] | None = None
+    cleanup: Callable[[str], None] | None = None
     about: str = ""
 
     def __call__(
@@ -318,6 +320,8 @@ def _run(
                 lambda most: context.store.table(writer.key).reject_reasons(most),
             )
             context.store.point(name, writer.key)
+            if spec.cleanup is not None:
+                spec.cleanup(writer.key)
             context.progress.finish()
             return manifest
         job = Job(
@@ -346,6 +350,8 @@ def _run(
         if spec.finish is not None:
             spec.finish(job, writer)
         manifest = writer.commit(notes=dict(plan.notes))
+        if spec.cleanup is not None:
+            spec.cleanup(writer.key)
         context.progress.finish()
         return manifest
 

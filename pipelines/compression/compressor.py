@@ -41,7 +41,7 @@ class Compressor(Protocol):
 
         Returns the tensors of the block by their names inside it (all of them, so that the block
         can be written; codes of quantised weights under `CODES` + name), and rows of
-        `tables.COMPRESSED` without `id`, `layer` and `seconds`. A layer that is removed sets
+        `tables.COMPRESSED` without `id` and `layer`. A layer that is removed sets
         `visit.dropped` and returns no tensors.
         """
         ...

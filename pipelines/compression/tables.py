@@ -76,6 +76,5 @@ COMPRESSED = pa.schema(
         # Positions of the heads, neurons or experts that stay; null for weights.
         pa.field("positions", pa.list_(pa.int32())),
         _field("note", pa.string()),
-        _field("seconds", pa.float32()),
     ]
 )

@@ -11,10 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ...errors import ModelError
+from ...errors import InputError, ModelError
 from ...pruners.models.block_layouts import BlockLayout
 from ...pruners.models.streamed_model import StreamedModel
 from .journal import LayerJournal
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +30,68 @@ class Batch:
         Positions of the rows in the table, (B,) int64.
     input_ids, valid
         (B, T) int64, and (B, T) bool: False where padded.
+    counted
+        (B, T) bool: the tokens that statistics are taken over, all valid ones or some of them.
     """
 
     rows: npt.NDArray[np.int64]
     input_ids: Tensor
     valid: Tensor
+    counted: Tensor
 
 
 def batches_of(
-    rows: Sequence[npt.NDArray[np.integer[Any]]], *, tokens: int, pad: int = 0
+    rows: Sequence[npt.ArrayLike],
+    *,
+    tokens: int,
+    pad: int = 0,
+    counted: Sequence[npt.ArrayLike] | None = None,
 ) -> list[Batch]:
     """Rows of token ids in batches of at most `tokens` padded tokens; rows of like length together.
 
-    A longer row goes alone. The same rows give the same batches.
+    A longer row goes alone. The same rows give the same batches. `counted` says for each token of
+    each row whether statistics look at it; all do where it is not given.
     """
-    order = sorted(range(len(rows)), key=lambda row: (len(rows[row]), row))
+    ids = [np.asarray(row, np.int64) for row in rows]
+    marks = [np.ones(len(row), np.bool_) for row in ids]
+    if counted is not None:
+        marks = [np.asarray(row, np.bool_) for row in counted]
+    _check_rows(ids, marks)
+    order = sorted(range(len(ids)), key=lambda row: (len(ids[row]), row))
     made: list[Batch] = []
     group: list[int] = []
     for row in order:
-        if group and (len(group) + 1) * len(rows[row]) > tokens:
-            made.append(_batch(rows, group, pad))
+        if group and (len(group) + 1) * len(ids[row]) > tokens:
+            made.append(_batch(ids, marks, group, pad))
             group = []
         group.append(row)
     if group:
-        made.append(_batch(rows, group, pad))
+        made.append(_batch(ids, marks, group, pad))
     return made
 
 
-def _batch(rows: Sequence[npt.NDArray[np.integer[Any]]], group: list[int], pad: int) -> Batch:
-    longest = max(len(rows[row]) for row in group)
-    ids = torch.full((len(group), longest), pad, dtype=torch.int64)
+def _check_rows(ids: Sequence[Ints], marks: Sequence[Bools]) -> None:
+    if not ids:
+        raise InputError("expected calibration rows, found none. Read more, or lower the filters.")
+    for row, (tokens, mark) in enumerate(zip(ids, marks, strict=True)):
+        if len(tokens) < 2 or len(mark) != len(tokens):
+            raise InputError(
+                f"calibration row {row}: expected at least 2 tokens and a mark for each; found"
+                f" {len(tokens)} and {len(mark)}. Leave short rows out (`shortest`)."
+            )
+
+
+def _batch(ids: Sequence[Ints], marks: Sequence[Bools], group: list[int], pad: int) -> Batch:
+    longest = max(len(ids[row]) for row in group)
+    tokens = torch.full((len(group), longest), pad, dtype=torch.int64)
     valid = torch.zeros((len(group), longest), dtype=torch.bool)
+    counted = torch.zeros_like(valid)
     for place, row in enumerate(group):
-        ids[place, : len(rows[row])] = torch.from_numpy(np.asarray(rows[row], np.int64))
-        valid[place, : len(rows[row])] = True
-    return Batch(np.array(group, np.int64), ids, valid)
+        size = len(ids[row])
+        tokens[place, :size] = torch.from_numpy(ids[row])
+        valid[place, :size] = True
+        counted[place, :size] = torch.from_numpy(marks[row])
+    return Batch(np.array(group, np.int64), tokens, valid, counted)
 
 
 @dataclass

@@ -3,7 +3,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from prunery.errors import ModelError
+from prunery.errors import InputError, ModelError
 from prunery.pipelines.compression.journal import LayerJournal
 from prunery.pipelines.compression.walk import batches_of, walk
 from prunery.pruners.models.streamed_model import StreamedModel
@@ -62,6 +62,21 @@ def test_a_walk_that_changes_nothing_gives_the_models_logits(tmp_path):
         with torch.no_grad():
             theirs = whole(torch.from_numpy(given[row])[None]).logits[0]
         torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_counted_tokens_follow_their_rows():
+    given = rows(10)
+    marks = [np.arange(len(row)) % 3 == 0 for row in given]
+    for batch in batches_of(given, tokens=40, counted=marks):
+        for place, row in enumerate(batch.rows):
+            assert np.array_equal(batch.counted[place][batch.valid[place]], marks[row])
+        assert not (batch.counted & ~batch.valid).any()
+
+
+@pytest.mark.parametrize("given", [[], [[5]], [[5, 6], []]])
+def test_no_rows_and_short_rows_are_refused(given):
+    with pytest.raises(InputError, match="calibration row"):
+        batches_of(given, tokens=40)
 
 
 class Killed(Exception):
