@@ -22,6 +22,7 @@ from . import (
     neighbours,
     noise_found,
     pack,
+    plan_compression,
     prompt_influence,
     prompt_task,
     prompt_vocabulary,
@@ -98,6 +99,7 @@ STEPS: dict[str, StepSpec] = {
     "report_prompts": report_prompts.SPEC,
     # the compression stage
     "calibration_rows": calibration_rows.SPEC,
+    "plan_compression": plan_compression.SPEC,
     # quality of context pruning
     "label_silver": SILVER,
     "context_scores": SCORES,
