@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...storage import Table, TableWriter
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 # Files of a model's folder that are no weights and belong to it.
@@ -63,6 +63,8 @@ def write_model(
 
     Returns the files that were written, in order of name.
     """
+    from safetensors.torch import save_file
+
     names: dict[str, str] = {}
     total = 0
     for label, tensors in parts:
