@@ -128,7 +128,23 @@ def tap_attention(model: nn.Module, layer: int = -1) -> Iterator[AttentionTap]:
         older make), or its code takes another way by the function's name.
     """
     name, module = attention_module(model, layer)
+    with tap_module(name, module) as tap:
+        yield tap
+
+
+@contextmanager
+def tap_module(name: str, module: Any) -> Iterator[AttentionTap]:
+    """As `tap_attention`, of an attention module that is at hand; `name` is for messages.
+
+    Raises ModelError where it looks up no attention function, or takes another way by its name.
+    """
     code = _forward_of(module)
+    if "ALL_ATTENTION_FUNCTIONS" not in code.__code__.co_names:
+        raise ModelError(
+            f"{name} ({type(module).__name__}): expected an attention that looks its function up"
+            " in transformers' registry, and it does not. Ask for no attention signal of this"
+            " model."
+        )
     registry = code.__globals__["ALL_ATTENTION_FUNCTIONS"]
     config: Any = module.config
     own: Callable[..., Any] = registry.get_interface(
