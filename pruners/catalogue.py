@@ -47,12 +47,22 @@ from .token.qtuning import QTuning
 from .token.random_tokens import RandomTokens
 from .token.sstoken import SsToken
 from .token.token_cleaning import TokenCleaning
+from .weight.block_influence import BlockInfluence
+from .weight.cfsp import Cfsp
+from .weight.easy_ep import EasyEp
+from .weight.expert_frequency import ExpertFrequency
+from .weight.flap import Flap
 from .weight.gaprune import GaPrune
 from .weight.gblm import Gblm
+from .weight.llm_pruner import LlmPruner
 from .weight.magnitude import Magnitude
+from .weight.magnitude_groups import MagnitudeGroups
+from .weight.random_groups import RandomExperts, RandomGroups, RandomLayers
 from .weight.random_weights import RandomWeights
+from .weight.reap import Reap
 from .weight.sparsegpt import SparseGpt
 from .weight.wanda import Wanda
+from .weight.wanda_sp import WandaSp
 
 METHODS: dict[str, type[Pruner]] = {
     # context
@@ -109,6 +119,19 @@ METHODS: dict[str, type[Pruner]] = {
     "random_weights": RandomWeights,
     # weight
     "gaprune": GaPrune,
+    # groups of weights: heads and neurons, experts, layers
+    "flap": Flap,
+    "cfsp": Cfsp,
+    "llm_pruner": LlmPruner,
+    "wanda_sp": WandaSp,
+    "magnitude_groups": MagnitudeGroups,
+    "random_groups": RandomGroups,
+    "reap": Reap,
+    "easy_ep": EasyEp,
+    "expert_frequency": ExpertFrequency,
+    "random_experts": RandomExperts,
+    "block_influence": BlockInfluence,
+    "random_layers": RandomLayers,
 }
 
 

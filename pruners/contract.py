@@ -15,10 +15,17 @@ import numpy.typing as npt
 
 from ..errors import InputError
 
-Unit = Literal["sentence", "passage", "sample", "token", "prompt", "weight"]
+Unit = Literal[
+    "sentence", "passage", "sample", "token", "prompt", "weight", "group", "expert", "layer"
+]
 Scope = Literal["row", "group", "table"]
 BudgetKind = Literal[
-    "fraction", "fraction_per_group", "fraction_of_groups", "count_per_group", "threshold"
+    "fraction",
+    "fraction_per_group",
+    "fraction_of_groups",
+    "fraction_of_cost",
+    "count_per_group",
+    "threshold",
 ]
 
 _CHECKED_AT_ONCE = 1 << 20  # values
@@ -366,6 +373,147 @@ SIGNALS: dict[str, SignalSpec] = {
         doc="The loss's gradient at the weight over calibration rows: sqrt of the sum of squares,"
         " or sum of magnitudes.",
     ),
+    # Groups of a model's weights that stay or go together: a row is the query heads of one
+    # key-value head, a neuron, an expert, or a layer. A channel is one input of the matrix that
+    # brings a group's work back to the residual stream (attention output, down projection).
+    "part": SignalSpec(
+        "int64",
+        "half a layer",
+        "none",
+        low=0,
+        doc="What a group is compared within: 2 * layer for attention, 2 * layer + 1 for the"
+        " feed-forward half (neurons, experts).",
+    ),
+    "cost": SignalSpec(
+        "int64", "parameters", "lower is cheaper", low=1, doc="Weights that go with the group."
+    ),
+    "channel_offset": SignalSpec(
+        "int64", "channels", "none", shape="N+1", low=0, doc="Borders of each group's channels."
+    ),
+    "channel_variance": SignalSpec(
+        "float32",
+        "activation squared",
+        "higher is kept",
+        shape="nnz",
+        low=0,
+        ragged_by="channel_offset",
+        doc="Variance of each channel over the calibration tokens.",
+    ),
+    "channel_square": SignalSpec(
+        "float32",
+        "weight squared",
+        "higher is kept",
+        shape="nnz",
+        low=0,
+        ragged_by="channel_offset",
+        doc="Sum of the squares of the weights that read the channel.",
+    ),
+    "channel_norm": SignalSpec(
+        "float32",
+        "activation",
+        "higher is kept",
+        shape="nnz",
+        low=0,
+        ragged_by="channel_offset",
+        doc="Root mean square of each channel over the calibration tokens.",
+    ),
+    "channel_mass": SignalSpec(
+        "float32",
+        "weight",
+        "higher is kept",
+        shape="nnz",
+        low=0,
+        ragged_by="channel_offset",
+        doc="Mean of the absolute weights that read the channel.",
+    ),
+    "tensor_offset": SignalSpec(
+        "int64", "matrices", "none", shape="N+1", low=0, doc="Borders of each group's matrices."
+    ),
+    "tensor_salience": SignalSpec(
+        "float32",
+        "nats",
+        "higher is kept",
+        shape="nnz",
+        low=0,
+        ragged_by="tensor_offset",
+        doc="LLM-Pruner: Taylor salience of the group's share of each coupled matrix; depends on"
+        " the method's order, so it is derived, never stored.",
+    ),
+    "down_mass": SignalSpec(
+        "float32",
+        "weight",
+        "higher is kept",
+        low=0,
+        doc="Sum of the absolute weights of the neuron's column of the down projection.",
+    ),
+    "up_mass": SignalSpec(
+        "float32",
+        "weight",
+        "higher is kept",
+        low=0,
+        doc="Sum of the absolute weights of the neuron's row of the up projection.",
+    ),
+    "gate_mass": SignalSpec(
+        "float32",
+        "weight",
+        "higher is kept",
+        low=0,
+        doc="Sum of the absolute weights of the neuron's row of the gate projection.",
+    ),
+    "neuron_norm": SignalSpec(
+        "float32",
+        "activation",
+        "higher is kept",
+        low=0,
+        doc="Root mean square of what the neuron gives, over the calibration tokens.",
+    ),
+    "weight_square": SignalSpec(
+        "float32",
+        "weight squared",
+        "higher is kept",
+        low=0,
+        doc="Sum of the squares of all weights that go with the group.",
+    ),
+    "block_cosine": SignalSpec(
+        "float32",
+        "cosine",
+        "lower is kept",
+        low=-1.0001,
+        high=1.0001,
+        doc="Mean over tokens of the cosine between what a layer takes and what it gives.",
+    ),
+    "expert_tokens": SignalSpec(
+        "int64", "tokens", "higher is kept", low=0, doc="Tokens that were routed to the expert."
+    ),
+    "expert_gate": SignalSpec(
+        "float32",
+        "probability",
+        "higher is kept",
+        low=0,
+        doc="Sum over the expert's tokens of its gate g.",
+    ),
+    "expert_norm": SignalSpec(
+        "float32",
+        "activation",
+        "higher is kept",
+        low=0,
+        doc="Sum over the expert's tokens of the length of its output.",
+    ),
+    "expert_reap": SignalSpec(
+        "float32",
+        "activation",
+        "higher is kept",
+        low=0,
+        doc="Sum over the expert's tokens of g times the length of its output.",
+    ),
+    "expert_easy": SignalSpec(
+        "float32",
+        "activation",
+        "higher is kept",
+        low=0,
+        doc="Sum over the expert's tokens of g times the length of its output times"
+        " max(0, 1 - cosine of the token before and after the routed experts).",
+    ),
 }
 
 
@@ -606,8 +754,9 @@ class Budget:
     `field` is the option's name. "fraction": exactly ceil(option * N) rows are kept.
     "fraction_per_group": exactly ceil(option * size) rows of every group. "fraction_of_groups":
     exactly ceil(option * groups) groups keep at least one row. "count_per_group": exactly
-    min(option, size) rows of every group. "threshold": a row is kept when its score
-    exceeds the option, so a higher value keeps less.
+    min(option, size) rows of every group. "fraction_of_cost": the best rows until what they cost
+    together (the signal `cost`) reaches option * the cost of all. "threshold": a row is kept
+    when its score exceeds the option, so a higher value keeps less.
     """
 
     field: str

@@ -154,6 +154,22 @@ def above(score: npt.NDArray[np.floating], threshold: float) -> BoolArray:
     return np.asarray(score.astype(np.float32) > np.float32(threshold), np.bool_)
 
 
+def top_cost(
+    score: npt.NDArray[np.floating], ids: IntArray, cost: IntArray, fraction: float
+) -> BoolArray:
+    """Keep the best rows until their summed cost (N,) reaches `fraction` of the whole.
+
+    The last row that is taken may cross the border: what is kept costs less than one row more
+    than asked, never less than asked. With equal costs this is `top_fraction`.
+    """
+    keep = np.zeros(len(score), np.bool_)
+    wanted = count_of(int(cost.sum()), fraction)
+    order = best_first(score, ids)
+    before = np.cumsum(cost[order]) - cost[order]
+    keep[order] = before < wanted
+    return keep
+
+
 def within_cost(
     score: npt.NDArray[np.floating],
     ids: IntArray,

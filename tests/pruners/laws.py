@@ -29,6 +29,10 @@ def make_signals(method, n, *, seed=0, ties=False):
             starts = np.flatnonzero(np.diff(groups, prepend=-1)) if n else np.zeros(0, int)
             sizes = np.diff(np.append(starts, n))
             arrays[name] = np.arange(n) - np.repeat(starts, sizes)
+        elif name == "part":
+            arrays[name] = groups
+        elif name == "cost":
+            arrays[name] = rng.integers(1, 50, size=n)
         elif spec.shape == "N,d" and name != "embedding":
             arrays[name] = _matrix(name, spec, ids, rng, ties)
         elif spec.shape == "N,d":

@@ -20,6 +20,7 @@ LEVELS = {
     "fraction": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
     "fraction_per_group": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
     "fraction_of_groups": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
+    "fraction_of_cost": [0.0, 0.1, 0.3, 0.5, 0.9, 1.0],
     "count_per_group": [0, 1, 2, 5, 100],
     "threshold": [0.0, 0.05, 0.2, 0.5, 0.8, 1.0],
 }
@@ -49,6 +50,12 @@ SWITCHED = {
     "tdds, short windows": ("tdds", {"window": 3, "epochs": 5, "runs": 2}),
     "dual, top": ("dual", {"sampling": "none", "runs": 2}),
     "ccs, no cut": ("ccs", {"cutoff": 0.0, "strata": 5}),
+    "cfsp, powers": ("cfsp", {"inner": 0.5, "outer": 0.0}),
+    "llm_pruner, mean": ("llm_pruner", {"reduce": "mean"}),
+    "llm_pruner, max": ("llm_pruner", {"reduce": "max"}),
+    "llm_pruner, prod": ("llm_pruner", {"reduce": "prod"}),
+    "reap, without gate": ("reap", {"gated": False}),
+    "expert_frequency, gate": ("expert_frequency", {"count": "gate"}),
     "ccs, all cut": ("ccs", {"cutoff": 1.0}),
     "d2, cut": ("d2", {"cutoff": 0.4, "gamma": 1.0}),
 }
@@ -141,6 +148,15 @@ def test_budget_is_met_exactly(name, ties):
             groups = np.unique(signals[method.group])
             kept = np.unique(signals[method.group][selection.keep])
             assert len(kept) == math.ceil(round(level * len(groups), 9))
+        elif kind == "fraction_of_cost":
+            cost, wanted = signals["cost"], math.ceil(round(level * signals["cost"].sum(), 9))
+            held = cost[selection.keep]
+            assert held.sum() >= wanted
+            if len(held):
+                last = cost[
+                    selection.keep & (selection.score == selection.score[selection.keep].min())
+                ]
+                assert held.sum() - last.max() < wanted
         elif kind == "threshold":
             assert np.array_equal(selection.keep, selection.score > np.float32(level))
         else:
