@@ -122,19 +122,10 @@ def matrix_shape(block: nn.Module, layout: BlockLayout, matrix: Matrix) -> tuple
     return (int(columns), int(rows)) if layout.transposed else (int(rows), int(columns))
 
 
-def units_of(
-    parts: Sequence[Part], *, align: int, min_keep: float, whole_rows: bool = False
-) -> Units:
-    """The parts as arrays. Neurons go in multiples of `align`; of every part some unit stays.
-
-    `whole_rows`: a method that compares within a row keeps as many weights in each, so that a
-    matrix goes in steps of one weight a row.
-    """
+def units_of(parts: Sequence[Part], *, align: int, min_keep: float) -> Units:
+    """The parts as arrays. Neurons go in multiples of `align`; of every part some unit stays."""
     total = np.array([part.total for part in parts], np.int64)
-    step = [
-        part.shape[0] if whole_rows and part.shape else align if part.unit == "neuron" else 1
-        for part in parts
-    ]
+    step = [align if part.unit == "neuron" else 1 for part in parts]
     floor = np.ceil(np.round(total * min_keep, 9)).astype(np.int64)
     is_layer = np.array([part.unit == "layer" for part in parts], np.bool_)
     return Units(

@@ -131,7 +131,7 @@ def plan_units(parts: Sequence[Part], options: PlanningOptions) -> Units:
     """The parts' units, with the alignment that suits their widths."""
     widest = max((part.total for part in parts if part.unit == "neuron"), default=0)
     align = options.align or (1 if widest < _NARROW else _WIDE_ALIGN)
-    return units_of(parts, align=align, min_keep=options.min_keep, whole_rows=options.whole_rows)
+    return units_of(parts, align=align, min_keep=options.min_keep)
 
 
 def check_met(units: Units, keep: Ints, sparsity: float, tolerance: float) -> None:

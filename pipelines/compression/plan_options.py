@@ -103,11 +103,6 @@ class PlanningOptions(ChoosingOptions):
         """What the method decides about: weight, group, expert or layer."""
         return "weight" if self.method == NONE else METHODS[self.method].unit
 
-    @property
-    def whole_rows(self) -> bool:
-        """Whether the method keeps as many weights in each row of a matrix."""
-        return self.method != NONE and METHODS[self.method].budget.kind == "fraction_per_group"
-
     def pruner(self) -> Pruner:
         """The method with its options, and its own default budget."""
         return make_pruner(self.method, self.options)
