@@ -42,7 +42,7 @@ class Space:
     kind: tuple[str, ...]
 
     def strides(self, number: int) -> tuple[int, ...]:
-        """Units of one level in round `number` from 0: halved each time, whole steps, at least 1."""
+        """Units of one level in round `number` from 0: halved each time, at least one step."""
         return tuple(
             max(1, (stride // step) >> number) * step
             for stride, step in zip(self.stride, self.step, strict=True)
@@ -55,7 +55,9 @@ class Space:
 
     def pools(self) -> list[list[int]]:
         """The parts of each kind that has at least two."""
-        kinds = {kind: [p for p, k in enumerate(self.kind) if k == kind] for kind in self.kind}
+        kinds: dict[str, list[int]] = {}
+        for part, kind in enumerate(self.kind):
+            kinds.setdefault(kind, []).append(part)
         return [parts for parts in kinds.values() if len(parts) > 1]
 
 
@@ -132,6 +134,7 @@ class _Search:
     draws: np.random.Generator
     spent: int = 0
     seen: set[Genome] = field(default_factory=set)
+    pools: list[list[int]] = field(default_factory=list)
 
     def ask(self, genomes: Sequence[Genome], stage: int) -> list[float]:
         """What genomes are worth; refuses to go over the budget."""
@@ -156,7 +159,7 @@ class _Search:
     def child(self, parent: Genome, strides: Sequence[int]) -> Genome:
         """A parent with one to `swaps` levels moved from one part to another of its kind."""
         made = list(parent)
-        pools = self.space.pools()
+        pools = self.pools
         weights = np.array([len(parts) for parts in pools], np.float64)
         for _ in range(1 + int(self.draws.integers(self.schedule.swaps))):
             for _ in range(_TRIES):
@@ -210,14 +213,15 @@ def evolve(start: Genome, space: Space, fitness: Fitness, schedule: Schedule, se
                 f"expected part {part} to keep {space.low[part]} to {space.total[part]} units in"
                 f" steps of {space.step[part]}; the start keeps {units}."
             )
-    search = _Search(space, fitness, schedule, np.random.default_rng(seed), seen={start})
+    search = _Search(
+        space, fitness, schedule, np.random.default_rng(seed), 0, {start}, space.pools()
+    )
     last = len(schedule.survivors) - 1
     parents = [(search.ask([start], last)[0], start)]
     history = [parents[0][0]]
     for strides in _rounds(space, schedule):
-        children = (
-            search.children([genome for _, genome in parents], strides) if space.pools() else []
-        )
+        parent_genomes = [genome for _, genome in parents]
+        children = search.children(parent_genomes, strides) if search.pools else []
         if not children:
             continue
         parents += search.finalists(children)

@@ -121,10 +121,8 @@ def test_a_hard_limit_on_evaluations_is_kept(limit):
 
 
 def test_the_stated_limit_is_what_all_generations_ask():
-    cost, _ = landscape(3)
-    found = evolve(
-        (320,) * 40, space(parts=40, total=640), fitness_of(landscape(3, 40, 640)[0]), SMALL, 0
-    )
+    cost, _ = landscape(3, 40, 640)
+    found = evolve((320,) * 40, space(parts=40, total=640), fitness_of(cost), SMALL, 0)
     assert found.evaluations == SMALL.limit == 1 + 3 * 12 * (16 + 6 + 3)
 
 
