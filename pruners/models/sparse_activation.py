@@ -23,7 +23,7 @@ from ...kernels.gated_mlp import MOST_ROWS, sparse_gated_mlp
 from .block_layouts import BlockLayout, Matrix, layout_of
 
 FILE = "activation_thresholds.safetensors"
-Kind = Literal["input", "gate"]
+Kind = Literal["input", "alone", "gate"]
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -43,8 +43,9 @@ class Site(NamedTuple):
         Path in a block, as statistics of inputs are kept (`BlockLayout.input_of`): the query
         stands for key and value too, the gate for up.
     kind
-        "input": the numbers that the module (and those it stands for) takes. "gate": of a gated
-        MLP, act(gate), whose dead neurons leave up and down unread.
+        "input": the numbers that the module (and those it stands for) takes. "alone": the same
+        numbers for this module, and not for those it stands for. "gate": of a gated MLP,
+        act(gate), whose dead neurons leave up and down unread.
     """
 
     module: str
@@ -176,9 +177,10 @@ def apply_to_block(
         _Gated(block, layout, inside, activation, count).install(made)
     for site, value in placed.items():
         if site not in inside:
-            for number, matrix in enumerate(readers(block, layout, site.module)):
+            names = [matrix.name for matrix in readers(block, layout, site.module)]
+            for number, name in enumerate(names if site.kind == "input" else [site.module]):
                 told = count if number == 0 else None  # they take the same numbers
-                _mask_input(block.get_submodule(matrix.name), site, value, told, made)
+                _mask_input(block.get_submodule(name), site, value, told, made)
     return made
 
 
@@ -300,12 +302,13 @@ def save_thresholds(folder: str | Path, thresholds: Thresholds) -> Path:
     return path
 
 
-def load_thresholds(folder: str | Path) -> dict[tuple[int, Site], Tensor]:
-    """The thresholds that lie beside a model.
+def load_thresholds(place: str | Path) -> dict[tuple[int, Site], Tensor]:
+    """The thresholds of a file, or of the one in a model's folder.
 
     Raises ModelError where there is no such file, or it holds something else.
     """
-    path = Path(folder, FILE)
+    path = Path(place)
+    path = path / FILE if path.is_dir() else path
     try:
         read = load_file(path)
         found = {}

@@ -113,21 +113,22 @@ def size_quantile(values: Tensor, share: float) -> float:
     return float(values.detach().abs().float().flatten().kthvalue(count).values)
 
 
-def chess_threshold(samples: Sequence[Tensor], up_mean: Tensor, share: float) -> Tensor:
-    """CHESS's threshold of each neuron's |act(gate)|, (n,) float32.
+def chess_level(acted: Tensor, up_mean: Tensor, share: float) -> float:
+    """CHESS's quantile of one sample's importances |act(gate)_i| E|up_i|.
+
+    A layer's T is the mean of it over samples, and `neuron_thresholds(T, up_mean)` are the
+    thresholds of |act(gate)_i|.
 
     Parameters
     ----------
-    samples
-        act(gate) of each sample, (tokens, n).
+    acted
+        act(gate), (tokens, n).
     up_mean
         E|up_i| over all tokens, (n,).
     share
-        Of the importances |act(gate)_i| E|up_i| that fall at or under the layer's T.
+        Of the importances that fall at or under it.
     """
-    wide = up_mean.to(torch.float32)
-    total = sum(size_quantile(sample.float() * wide, share) for sample in samples)
-    return neuron_thresholds(total / max(1, len(samples)), wide)
+    return size_quantile(acted.float() * up_mean.to(torch.float32), share)
 
 
 def neuron_thresholds(layer: float, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from prunery.errors import InputError
 from prunery.pruners.weight.activation import (
     SizeQuantiles,
     cett_sums,
-    chess_threshold,
+    chess_level,
     greedy_shares,
     neuron_thresholds,
     size_quantile,
@@ -91,8 +91,11 @@ def test_chess_by_hand():
         torch.tensor([[-5.0, 2.0]]),
         torch.tensor([[8.0, 6.0]]),
     ]
-    made = chess_threshold(samples, torch.tensor([2.0, 1.0]), 0.5)
-    layer = (2 + 2 + 6) / 3
+    mean = torch.tensor([2.0, 1.0])
+    levels = [chess_level(sample, mean, 0.5) for sample in samples]
+    assert levels == [2, 2, 6]
+    layer = sum(levels) / 3
+    made = neuron_thresholds(layer, mean)
     torch.testing.assert_close(made, torch.tensor([layer / 2, layer]))
 
 
