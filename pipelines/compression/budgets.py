@@ -147,7 +147,8 @@ def equal_widths(density: float, units: Units, kinds: Sequence[str], target: int
     """The same number of units in every part of a kind, (P,).
 
     Kinds are rounded to the nearest whole number from the dearest step to the cheapest, each
-    taking up what the ones before left over or overspent; the last never overspends.
+    taking up what the ones before left over or overspent, so that the last misses the budget by
+    at most half a step in each of its parts.
     """
     keep = np.zeros(len(kinds), np.int64)
     rows = {kind: np.flatnonzero(np.array(kinds) == kind) for kind in dict.fromkeys(kinds)}
@@ -165,20 +166,18 @@ def equal_widths(density: float, units: Units, kinds: Sequence[str], target: int
         total, step = int(units.total[at[0]]), int(units.step[at[0]])
         cost, floor = int(units.cost[at].sum()), int(low[at].max())
         share = left_target / left_total if number else density
-        last = number == len(order) - 1
-        wish = (left_target / cost) if last else share * total
-        keep[at] = count = _nearest(wish, total, step, floor, down=last)
+        keep[at] = count = _nearest(share * total, total, step, floor)
         left_target -= count * cost
         left_total -= total * cost
     return keep
 
 
-def _nearest(wish: float, total: int, step: int, floor: int, *, down: bool) -> int:
-    """The allowed number nearest to a wish, or the highest not above it; ties to the higher."""
+def _nearest(wish: float, total: int, step: int, floor: int) -> int:
+    """The allowed number nearest to a wish; ties to the higher."""
     wish = round(min(max(wish, floor), total), 9)
     below = total if wish >= total else max(floor, int(wish // step) * step)
     above = min(total, below + step - below % step) if below < total else total
-    return below if down or wish - below < above - wish else above
+    return below if wish - below < above - wish else above
 
 
 def by_importance(importance: Floats, weight: Floats, density: float, steepness: float) -> Floats:

@@ -99,7 +99,8 @@ def make_plan(sources: Sources, options: PlanOptions) -> list[dict[str, Any]]:
     _check_patterns(active, options)
     units = plan_units(active, options)
     budget = _allocate(sources, options, active, units)
-    check_met(units, budget.keep, options.share_removed, options.tolerance)
+    kinds = [part.kind for part in active] if options.even else None
+    check_met(units, budget.keep, options.share_removed, options.tolerance, kinds)
     place = {part: number for number, part in enumerate(active)}
     return [_row(part, place.get(part), budget, options) for part in parts]
 
@@ -134,22 +135,28 @@ def plan_units(parts: Sequence[Part], options: PlanningOptions) -> Units:
     return units_of(parts, align=align, min_keep=options.min_keep)
 
 
-def check_met(units: Units, keep: Ints, sparsity: float, tolerance: float) -> None:
-    """Refuse a budget that whole groups miss by more than `tolerance`, or not at all meet."""
+def check_met(
+    units: Units, keep: Ints, sparsity: float, tolerance: float, kinds: Sequence[str] | None = None
+) -> None:
+    """Refuse a budget that whole groups miss by more than `tolerance`, or do not meet at all.
+
+    `kinds` are of the parts where all of a kind change together.
+    """
     kept = int((keep * units.cost).sum())
     met = 1 - kept / units.parameters
     if abs(met - sparsity) <= tolerance + 1e-12 and (met > 0 or sparsity == 0):
         return
+    strides: dict[str, int] = {}
+    for name, cost in zip(kinds or units.name, units.step * units.cost, strict=True):
+        strides[name] = strides.get(name, 0) + int(cost)
+    fine = min(strides.values()) * (1 if met > sparsity else -1)
     coarse = int(np.argmax(units.step * units.cost))
-    lower = np.where(keep < units.total, np.minimum(units.step, units.total - keep) * units.cost, 0)
-    other = 1 - (kept + int(lower.max())) / units.parameters
-    if met <= sparsity:
-        other = 1 - (kept - int((units.step * units.cost).max())) / units.parameters
     raise BudgetError(
         f"expected whole groups that meet a sparsity of {sparsity:g} within {tolerance:g}; the"
-        f" nearest is {met:.4f} ({units.name[coarse]} has {units.total[coarse]} units of"
-        f" {units.cost[coarse]} parameters, taken {units.step[coarse]} at a time; the one beyond is"
-        f" {other:.4f}). Ask for that, widen `parts`, lower `align`, or raise `tolerance`."
+        f" nearest is {met:.4f}, and the next {1 - (kept + fine) / units.parameters:.4f}"
+        f" ({units.name[coarse]} has {units.total[coarse]} units of {units.cost[coarse]}"
+        f" parameters, taken {units.step[coarse]} at a time). Ask for one of these, widen `parts`,"
+        " lower `align`, or raise `tolerance`."
     )
 
 

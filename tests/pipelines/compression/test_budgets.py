@@ -99,17 +99,19 @@ def test_equal_widths_round_the_dear_parts_and_mend_it_with_the_cheap_ones():
 @given(
     st.integers(1, 6), st.integers(1, 9), st.integers(1, 300), st.integers(1, 8), st.floats(0, 0.9)
 )
-def test_equal_widths_are_equal_and_never_overspend_by_a_group(layers, heads, neurons, step, s):
+def test_equal_widths_are_equal_and_miss_the_budget_by_at_most_half_a_step_a_layer(
+    layers, heads, neurons, step, s
+):
     where = units([heads, neurons] * layers, [90, 7] * layers, [1, min(step, neurons)] * layers)
     target = math.ceil(where.parameters * (1 - s))
     keep = equal_widths(1 - s, where, ["a", "m"] * layers, target).reshape(layers, 2)
     assert (keep == keep[0]).all()
     assert 1 <= keep[0, 0] <= heads
     assert 1 <= keep[0, 1] <= neurons
-    # Within one group a layer, unless heads or neurons are at their end.
+    # Half a step a layer (and the target's own rounding), unless heads or neurons are at their end.
     spent = int((keep * [90, 7]).sum())
     if 1 < keep[0, 0] < heads and min(step, neurons) < keep[0, 1] < neurons:
-        assert abs(spent - target) <= 7 * min(step, neurons) * layers
+        assert 2 * abs(spent - target) <= (7 * min(step, neurons) + 2) * layers
 
 
 def test_cfsp_densities_are_the_published_curve_where_it_fits():
