@@ -67,6 +67,17 @@ def layer_statistics(
     return made.result()
 
 
+def named(statistics: LayerStatistics) -> dict[str, Tensor]:
+    """The arrays under one name each, for a journal."""
+    return {f"{module}|{name}": array for (module, name), array in statistics.items()}
+
+
+def keyed(tensors: Mapping[str, Tensor]) -> dict[Key, Tensor]:
+    """What `named` made its names of, by (module, statistic)."""
+    cuts = {name: name.rpartition("|") for name in tensors}
+    return {(cuts[name][0], cuts[name][2]): array for name, array in tensors.items()}
+
+
 def statistics_rows(part: int, layer: int, statistics: LayerStatistics) -> Iterator[pa.Table]:
     """Rows of `tables.STATISTICS` for one layer, an array at a time, in order of key.
 

@@ -315,6 +315,12 @@ def _merged(key: tuple[str, str], one: Statistics, other: Statistics) -> Tensor:
         )
     if name not in ("mean", "m2"):
         return mine + theirs
+    lacking = {"count", "mean"} - {name for of, name in one if of == module}
+    if lacking:
+        raise InputError(
+            f"expected {' and '.join(sorted(lacking))} beside {name!r} of module {module!r}, which"
+            " cannot be merged without; found none."
+        )
     counts = [int(part[module, "count"]) for part in (one, other)]
     means = [part[module, "mean"] for part in (one, other)]
     spread = [part[module, "m2"] if name == "m2" else part[key] for part in (one, other)]

@@ -302,6 +302,12 @@ def test_parts_of_other_statistics_or_sizes_do_not_merge():
         merge_statistics(one, {**one, ("a", "gram"): torch.zeros(3, 3)})
 
 
+def test_a_mean_without_its_count_does_not_merge():
+    one = {("a", "mean"): torch.ones(2)}
+    with pytest.raises(InputError, match="expected count beside 'mean' of module 'a'"):
+        merge_statistics(one, one)
+
+
 def test_merging_leaves_the_parts_alone():
     one = {("", "attention"): torch.ones(2), ("", "attention_rows"): torch.ones(2)}
     other = {("", "attention"): torch.ones(3), ("", "attention_rows"): torch.ones(3)}
