@@ -49,6 +49,7 @@ from . import (
     tokenize_chats,
     train_classifier,
     train_lm,
+    weight_statistics,
 )
 
 STEPS: dict[str, StepSpec] = {
@@ -99,6 +100,7 @@ STEPS: dict[str, StepSpec] = {
     "report_prompts": report_prompts.SPEC,
     # the compression stage
     "calibration_rows": calibration_rows.SPEC,
+    "weight_statistics": weight_statistics.SPEC,
     "plan_compression": plan_compression.SPEC,
     # quality of context pruning
     "label_silver": SILVER,
