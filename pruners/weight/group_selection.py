@@ -39,7 +39,9 @@ def share_of_part(values: npt.NDArray[np.floating], part: IntArray) -> Float64Ar
     """Each value (N,) over the sum of its part's values; 0 where that sum is 0."""
     _, inverse = np.unique(part, return_inverse=True)
     whole = np.bincount(inverse, weights=values.astype(np.float64))[inverse] if len(part) else part
-    return np.divide(values, whole, out=np.zeros(len(part), np.float64), where=whole > 0)
+    made: Float64Array = np.zeros(len(part), np.float64)
+    np.divide(values, whole, out=made, where=whole > 0)
+    return made
 
 
 def keep_of_parts(
