@@ -37,6 +37,8 @@ def layer_statistics(
 ) -> LayerStatistics:
     """Statistics of one layer over all batches, in one run of the block.
 
+    They are over the batches' counted tokens; over all valid ones where attention is looked at.
+
     Parameters
     ----------
     wanted
@@ -58,9 +60,12 @@ def layer_statistics(
             visit.forward()
         return {}
 
+    # Attention is received by all tokens, so its statistics look at all.
+    everything = bool(wanted & {"weighted_gram", "attention"})
+
     def valid() -> Tensor:
         assert visit.current is not None
-        return visit.current.valid
+        return visit.current.valid if everything else visit.current.counted
 
     with BlockStatistics(visit.block, visit.layout, wanted, valid, weights) as made:
         visit.forward(lambda batch, hidden, out: made.after(hidden, out), keep=keep)
