@@ -109,13 +109,14 @@ def compressed_table(store, folder, rows, *, name="model", step="compress_weight
         return writer.commit().key
 
 
-def rows_table(store, count=12, longest=24, *, name="rows", seed=0, ignored=0, vocabulary=300):
+def rows_table(store, count=12, longest=24, *, name="rows", seed=0, ignored=0, tokens=None):
     """Key of a table of calibration rows; the first `ignored` labels of each are -100."""
     rng = np.random.default_rng(seed)
+    if tokens is None:
+        tokens = [rng.integers(3, 300, rng.integers(4, longest)) for _ in range(count)]
     made = []
-    for number in range(count):
-        ids = rng.integers(3, vocabulary, rng.integers(4, longest)).astype(np.int64)
-        labels = ids.copy()
+    for number, ids in enumerate(tokens):
+        labels = ids.astype(np.int64)
         labels[:ignored] = -100
         row = {"id": number, "domain": "ab"[number % 2], "input_ids": ids, "labels": labels}
         made.append({**row, "sources": [number], "score": None})

@@ -1,6 +1,5 @@
 import json
-import subprocess
-import sys
+import resource
 
 import numpy as np
 import pytest
@@ -205,32 +204,19 @@ def test_a_folder_that_exists_is_never_overwritten(tmp_path):
     assert not list(out.iterdir())
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from prunery.errors import StoreError
-from prunery.pipelines.compression.packing import pack_model
-resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-try:
-    pack_model(Path(sys.argv[1]), Path(sys.argv[2]))
-except StoreError as error:
-    sys.stdout.write(str(error))
-"""
-
-
 def test_a_disk_that_fills_leaves_nothing_behind(tmp_path):
     folder = saved_model(tmp_path, "llama")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     out = tmp_path / "exports" / "out"
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(folder), str(out)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"{out}: expected to write the model there" in done.stdout
-    assert "the disk is full (or a limit is reached)" in done.stdout
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        with pytest.raises(StoreError) as found:
+            pack_model(folder, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert f"{out}: expected to write the model there" in str(found.value)
+    assert "the disk is full (or a limit is reached)" in str(found.value)
     assert not list(out.parent.iterdir())
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
