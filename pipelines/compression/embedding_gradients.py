@@ -125,8 +125,8 @@ def pair_gradients(
             )
             if not bool(torch.isfinite(loss.detach())):
                 raise InputError(
-                    f"expected a finite loss of pairs; found {float(loss.detach())} in the batch that"
-                    f" starts with {batch[0][0][:60]!r}."
+                    f"expected a finite loss of pairs; found {float(loss.detach())} in the batch"
+                    f" that starts with {batch[0][0][:60]!r}."
                 )
             found = torch.autograd.grad(loss, list(weights.values()))
             for path, gradient in zip(weights, found, strict=True):
