@@ -258,15 +258,21 @@ def _group_scores(sources: Sources, options: PlanOptions, parts: Sequence[Part])
     for part in parts:
         if part.layer != seen:
             seen = part.layer
-            block, statistics = model.block(seen), sources.layer(seen)
-            found = group_scores(method, block, model.layout, model.config, statistics, seen)
-        score = np.asarray(found[part.unit][0], np.float64)
-        if score.shape != (part.total,) or not np.isfinite(score).all():
-            raise InputError(
-                f"{part.name}: expected {part.total} finite scores of `{options.method}`; found"
-                f" {int(np.isfinite(score).sum())} of {score.size}. Compute its statistics anew."
+            found = group_scores(
+                method,
+                model.block(seen),
+                model.layout,
+                model.config,
+                sources.layer(seen),
+                seen,
+                seed=sources.seed,
             )
-        made.append(score)
+        if part.unit not in found:
+            raise RecipeError(
+                f"{part.name}: `{options.method}` scores no {part.unit}s. Leave that half out of"
+                " `parts`, or choose another method."
+            )
+        made.append(np.asarray(found[part.unit][0], np.float64))
     return made
 
 
@@ -317,23 +323,28 @@ def _check_patterns(parts: Sequence[Part], options: PlanOptions) -> None:
 
 def _row(part: Part, place: int | None, budget: Budget, options: PlanOptions) -> dict[str, Any]:
     """A row of the plan; a part of a skipped layer keeps everything."""
-    here = place is not None
-    ratio = options.ratio if here else None
-    bits = options.bits if here else None
+    if place is None:
+        return row_of(part, part.total)
+    made = row_of(part, int(budget.keep[place]))
+    if options.ratio is not None:
+        made["n"], made["m"] = options.ratio
+    if options.bits is not None:
+        made["bits"], made["group_size"] = options.bits, options.group_size
+    return made | {"importance": budget.importance.get(place), "kept": budget.kept.get(place)}
+
+
+def row_of(part: Part, keep: int, step: str = "plan_compression") -> dict[str, Any]:
+    """A row of `tables.PLAN` that says how many units of a part stay, and nothing more."""
+    empty = dict.fromkeys(("n", "m", "bits", "group_size", "importance", "kept"))
     return {
-        "id": row_id("plan_compression", part.layer, part.module, part.unit),
+        "id": row_id(step, part.layer, part.module, part.unit),
         "layer": part.layer,
         "module": part.module,
         "unit": part.unit,
         "total": part.total,
-        "keep": part.total if place is None else int(budget.keep[place]),
+        "keep": keep,
         "parameters": part.parameters,
-        "n": ratio and ratio[0],
-        "m": ratio and ratio[1],
-        "bits": bits,
-        "group_size": None if bits is None else options.group_size,
-        "importance": None if place is None else budget.importance.get(place),
-        "kept": None if place is None else budget.kept.get(place),
+        **empty,
     }
 
 
