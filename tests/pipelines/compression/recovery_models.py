@@ -5,7 +5,6 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 
-from prunery.pipelines.compression.model_tables import attach_model
 from prunery.pipelines.compression.recovery_rows import Rows
 from prunery.pipelines.compression.tables import CALIBRATION, COMPRESSED
 from prunery.pipelines.engine import write_whole
@@ -68,11 +67,8 @@ def model_table(store, folder, *, name="small", bits=None):
         name=name, schema=COMPRESSED, kind="table", step="compress_weights", version=1,
         options={"name": name, "bits": bits}, inputs=[], models={}, seed=0,
     ) as writer:  # fmt: skip
-        copies = store.root / f"copy-{name}"
-        copies.mkdir()
-        for path in folder.iterdir():
-            (copies / path.name).write_bytes(path.read_bytes())
-        attach_model(writer, sorted(copies.iterdir()))
+        for path in sorted(folder.iterdir()):
+            writer.attach(path.name, path)
         write_whole(writer, pa.Table.from_pylist([row], COMPRESSED))
         writer.commit()
     return name
