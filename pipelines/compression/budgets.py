@@ -240,8 +240,9 @@ def best_groups(score: Floats, cost: Ints, part: Ints, units: Units, target: int
     """How many groups each part keeps when the best of all parts fill the budget, (P,).
 
     `score` (N,) higher = kept, `cost` (N,) parameters and `part` (N,) of every group; ties to the
-    smaller position. First each part's best up to its floor, then the best of the rest in order,
-    until the next does not fit (FLAP's cut, arXiv:2312.11983, without its overrun).
+    smaller position. First each part's best up to its floor, then the best of the rest in order
+    until their cost reaches the budget: by less than one group more, never less, as
+    `rules.top_cost` cuts.
     """
     order = best_first(score, np.arange(len(score), dtype=np.int64))
     low, taken = units.lowest(), np.zeros(len(score), np.bool_)
@@ -252,7 +253,7 @@ def best_groups(score: Floats, cost: Ints, part: Ints, units: Units, target: int
             kept[part[group]] += 1
     left = target - int(cost[taken].sum())
     for group in order[~taken[order]]:
-        if cost[group] > left:
+        if left <= 0:
             break
         left -= int(cost[group])
         kept[part[group]] += 1

@@ -99,8 +99,7 @@ def make_plan(sources: Sources, options: PlanOptions) -> list[dict[str, Any]]:
     _check_patterns(active, options)
     units = plan_units(active, options)
     budget = _allocate(sources, options, active, units)
-    kinds = [part.kind for part in active] if options.even else None
-    check_met(units, budget.keep, options.share_removed, options.tolerance, kinds)
+    check_met(active, units, budget.keep, options.share_removed, options)
     place = {part: number for number, part in enumerate(active)}
     return [_row(part, place.get(part), budget, options) for part in parts]
 
@@ -136,18 +135,24 @@ def plan_units(parts: Sequence[Part], options: PlanningOptions) -> Units:
 
 
 def check_met(
-    units: Units, keep: Ints, sparsity: float, tolerance: float, kinds: Sequence[str] | None = None
+    parts: Sequence[Part], units: Units, keep: Ints, sparsity: float, options: PlanningOptions
 ) -> None:
-    """Refuse a budget that whole groups miss by more than `tolerance`, or do not meet at all.
+    """Refuse a budget that whole groups miss by more than they must, or do not meet at all.
 
-    `kinds` are of the parts where all of a kind change together.
+    Where every layer has widths of its own, one group in all is allowed; where all layers have
+    the same, and for whole layers and experts, `tolerance`.
     """
+    together = options.even and options.unit != "weight"
+    tolerance = options.tolerance
+    if options.unit == "group" and not together:
+        tolerance = max(tolerance, float((units.step * units.cost).max()) / units.parameters)
     kept = int((keep * units.cost).sum())
     met = 1 - kept / units.parameters
     if abs(met - sparsity) <= tolerance + 1e-12 and (met > 0 or sparsity == 0):
         return
     strides: dict[str, int] = {}
-    for name, cost in zip(kinds or units.name, units.step * units.cost, strict=True):
+    names = [part.kind if together else part.name for part in parts]
+    for name, cost in zip(names, units.step * units.cost, strict=True):
         strides[name] = strides.get(name, 0) + int(cost)
     fine = min(strides.values()) * (1 if met > sparsity else -1)
     coarse = int(np.argmax(units.step * units.cost))

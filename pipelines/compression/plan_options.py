@@ -43,7 +43,8 @@ class PlanningOptions(ChoosingOptions):
     min_keep
         Share of every part that stays at the least; one unit always does (a layer may go whole).
     tolerance
-        Greatest distance of the sparsity that whole groups meet from the one asked for.
+        Greatest distance of the sparsity that whole groups meet from the one asked for, where all
+        layers have the same widths; else it is one group of the model.
     """
 
     any_method: ClassVar[bool] = False
@@ -102,6 +103,11 @@ class PlanningOptions(ChoosingOptions):
     def unit(self) -> str:
         """What the method decides about: weight, group, expert or layer."""
         return "weight" if self.method == NONE else METHODS[self.method].unit
+
+    @property
+    def even(self) -> bool:
+        """Whether all layers get the same widths."""
+        return False
 
     def pruner(self) -> Pruner:
         """The method with its options, and its own default budget."""

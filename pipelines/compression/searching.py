@@ -40,7 +40,7 @@ def search(
     parts = planned_parts(model, options)
     active = active_parts(parts, model.layers, options)
     units = plan_units(active, options)
-    start = _start(units, options)
+    start = _start(active, units, options)
     place = {part: number for number, part in enumerate(active)}
     dense = [row_of(part, part.total, "search_budgets") for part in active]
     levels = LevelStore(
@@ -69,13 +69,13 @@ def search(
     return made, summary
 
 
-def _start(units: Units, options: SearchBudgetsOptions) -> Genome:
+def _start(parts: Sequence[Part], units: Units, options: SearchBudgetsOptions) -> Genome:
     """Every part alike."""
     density = 1 - options.sparsity
     keep: Ints = apportion(
         np.full(len(units.total), density), units, count_of(units.parameters, density)
     )
-    check_met(units, keep, options.sparsity, options.tolerance)
+    check_met(parts, units, keep, options.sparsity, options)
     return tuple(int(count) for count in keep)
 
 

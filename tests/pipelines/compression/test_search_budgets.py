@@ -166,7 +166,7 @@ def test_the_step_finds_a_budget_no_worse_than_uniform_that_a_plan_takes(place):
 
 def test_a_killed_search_asks_nothing_again_and_ends_the_same(place, monkeypatch, tmp_path):
     store, key, folder = place
-    options = SearchBudgetsOptions(method="magnitude_groups", model=folder, tolerance=0.05, **SMALL)
+    options = SearchBudgetsOptions(method="magnitude_groups", model=folder, **SMALL)
     whole = (
         SPEC(options, {"rows": key}, StepContext(Store(tmp_path / "other"), name="x"))
         if (calibration(Store(tmp_path / "other"), rows()) == key)
@@ -204,9 +204,9 @@ def test_statistics_that_a_method_needs_are_asked_for(place):
     with pytest.raises(InputError, match="needs the statistics count, sum_squares"):
         SPEC(options, {"rows": key}, StepContext(store))
     options = SearchBudgetsOptions(
-        method="magnitude_groups", sparsity=0.3, parts=["attention"], model=folder, **SMALL
+        method="magnitude_groups", sparsity=0.3, min_keep=1.0, model=folder, **SMALL
     )
-    with pytest.raises(BudgetError, match="whole groups"):
+    with pytest.raises(BudgetError, match="smallest whole groups"):
         SPEC(options, {"rows": key}, StepContext(store))
 
 
