@@ -74,12 +74,13 @@ def model_widths(
     neuron = _width(rows["neuron"], dense_layers(layout, config), widths)
     if neuron is not None:
         made[layout.width] = neuron
+    if not can_slice_heads(layout):
+        removed = any(row["keep"] < row["total"] for row in rows["head"])
+        note = f"heads are zeros at full width: {config.model_type} cannot have fewer"
+        return ModelWidths(None, neuron, made, note if removed else "")
     head = _width(rows["head"], list(range(int(getattr(config, layout.depth)))), widths)
     if head is None:
         return ModelWidths(None, neuron, made)
-    if not can_slice_heads(layout):
-        note = f"heads are zeros at full width: {config.model_type} cannot have fewer"
-        return ModelWidths(None, neuron, made, note)
     fits = _loadable(layout, config, head, made)
     if fits > head and convert and can_convert(config):
         made |= {
