@@ -41,6 +41,7 @@ from . import (
     read_dataset,
     recover_weights,
     report,
+    report_compression,
     report_dataset,
     report_prompts,
     report_sft,
@@ -116,6 +117,7 @@ STEPS: dict[str, StepSpec] = {
     "prune_encoder": prune_encoder.SPEC,
     "verify_compression": verify_compression.SPEC,
     "export_model": export_model.SPEC,
+    "report_compression": report_compression.SPEC,
     "teacher_logits": teacher_logits.SPEC,
     "recover_weights": recover_weights.SPEC,
     # quality of context pruning
