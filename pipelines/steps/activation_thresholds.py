@@ -207,7 +207,8 @@ class _Judge:
         self, journal: Any, dense: Evaluation, options: ActivationThresholdsOptions
     ) -> float:
         """The largest CETT found that is within p percent of the dense perplexity."""
-        from ..compression.activation import largest_cett, thresholds_of
+        from ...pruners.weight.activation import largest_cett
+        from ..compression.activation import thresholds_of
 
         def ratio(cett: float) -> float:
             found = self(thresholds_of(journal, self._model.layers, cett))

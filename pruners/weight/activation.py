@@ -180,6 +180,45 @@ def threshold_under(thresholds: Sequence[float], cett: Sequence[float], limit: f
     return len(thresholds) - 1
 
 
+def largest_cett(
+    ratio: Callable[[float], float], allowed: float, rounds: int
+) -> tuple[float, float]:
+    """The largest CETT found at which the perplexity rises by no more than `allowed`.
+
+    Bisection of [0, 1] whose lower end is always one that was measured and allowed. The rise is
+    not monotone in the CETT, so a larger one may exist; what is returned holds.
+
+    Parameters
+    ----------
+    ratio
+        exp(sparse loss - dense loss) at a CETT.
+    allowed
+        1 + p/100.
+
+    Returns CETT and ratio.
+
+    Raises InputError where not even 0 is allowed.
+    """
+    low, high = 0.0, 1.0
+    at_low = ratio(low)
+    if at_low > allowed:
+        raise InputError(
+            f"expected the perplexity to stay within a factor {allowed:g} with no neuron left out;"
+            f" found {at_low:g}. Give a larger p, or a wider dtype."
+        )
+    at_high = ratio(high)
+    if at_high <= allowed:
+        return high, at_high
+    for _ in range(rounds):
+        middle = (low + high) / 2
+        found = ratio(middle)
+        if found <= allowed:
+            low, at_low = middle, found
+        else:
+            high = middle
+    return low, at_low
+
+
 def greedy_shares(
     error: Callable[[Mapping[str, float]], float],
     parameters: Mapping[str, int],

@@ -12,7 +12,6 @@ from prunery.pipelines.compression.activation import (
     ThresholdSearch,
     evaluate,
     find_thresholds,
-    largest_cett,
     thresholds_of,
 )
 from prunery.pipelines.compression.journal import LayerJournal
@@ -197,22 +196,6 @@ def test_cett_goes_up_to_the_ends(tmp_path):
     for layer in range(3):
         found = journal.tensors(layer)
         assert found["cett"][0] == 0 and float(found["cett"][-1]) == pytest.approx(1.0, abs=1e-5)
-
-
-def test_the_largest_cett_is_one_that_was_measured():
-    asked = []
-
-    def ratio(cett):
-        asked.append(cett)
-        return 1 + cett**2 if cett < 0.6 else 1.01  # not monotone
-
-    cett, found = largest_cett(ratio, 1.25, 10)
-    assert cett in asked and found == ratio(cett) <= 1.25
-    assert largest_cett(lambda cett: 1.0, 1.01, 5)[0] == 1.0
-    cett, found = largest_cett(lambda cett: 1 + cett, 1.25, 20)
-    assert cett == pytest.approx(0.25, abs=1e-5)
-    with pytest.raises(InputError, match="larger p"):
-        largest_cett(lambda cett: 2.0, 1.01, 5)
 
 
 @pytest.mark.parametrize("method", ["cats", "teal", "chess"])

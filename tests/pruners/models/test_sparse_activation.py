@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from prunery.errors import ModelError
 from prunery.pruners.models import sparse_activation
@@ -173,3 +173,14 @@ def test_thresholds_of_another_model_are_refused_and_leave_it_dense(name, key, v
     with pytest.raises(ModelError, match=says):
         apply_thresholds(model, {**good, key: value})
     assert torch.equal(logits(model, ids()), dense)
+
+
+def test_a_model_is_saved_as_it_was_while_thresholds_are_in_force(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "dense")
+    thresholds = {(1, Site("mlp.gate_proj", "gate")): torch.tensor(0.2)}
+    with apply_thresholds(model, thresholds):
+        model.save_pretrained(tmp_path / "sparse")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("dense", "sparse"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -12,6 +12,7 @@ from prunery.pruners.weight.activation import (
     cett_sums,
     chess_level,
     greedy_shares,
+    largest_cett,
     neuron_thresholds,
     size_quantile,
     threshold_under,
@@ -154,3 +155,19 @@ def test_greedy_spares_what_hurts():
 def test_greedy_goes_to_the_end():
     made = greedy_shares(lambda shares: 0.0, {"a": 1, "b": 2}, 1.0, 0.3)
     assert made == {"a": 1.0, "b": 1.0}
+
+
+def test_the_largest_cett_is_one_that_was_measured():
+    asked = []
+
+    def ratio(cett):
+        asked.append(cett)
+        return 1 + cett**2 if cett < 0.6 else 1.01  # not monotone
+
+    cett, found = largest_cett(ratio, 1.25, 10)
+    assert cett in asked and found == ratio(cett) <= 1.25
+    assert largest_cett(lambda cett: 1.0, 1.01, 5)[0] == 1.0
+    cett, found = largest_cett(lambda cett: 1 + cett, 1.25, 20)
+    assert cett == pytest.approx(0.25, abs=1e-5)
+    with pytest.raises(InputError, match="larger p"):
+        largest_cett(lambda cett: 2.0, 1.01, 5)
