@@ -30,10 +30,13 @@ class GaPrune:
     published program then squeezes scores by a sigmoid of their z-scores within each matrix,
     scales again where they hardly vary, and stores signals as float16; none of that is done.
 
-    As published the two F are not scaled. Mean squared gradients of trained encoders lie near
-    1e-7 and so do products of unit-length gradients, so the first term vanishes beside the
-    second, and the choice is that of magnitude but for a few weights: see the options `fisher`
-    and `alignment` of the step `prune_encoder`, which can balance them.
+    As published the two F are not scaled. On all-MiniLM-L6-v2 they are near 1e-7, and so is the
+    product of unit-length gradients, so the first term vanishes beside the second.
+
+    Measured there (half of the MLP weights, PubMedQA against instructions, 96 pairs each): as
+    published it keeps the very weights that magnitude keeps, cosine to the dense vectors of the
+    domain 0.81 and MRR 0.972 (dense 0.983). With the terms balanced (options of the step
+    `prune_encoder`) beta 1 is worse, 0.51 and 0.948; beta 0 is a little better, 0.86 and 0.976.
 
     Relations: with `regularisation` alone it is magnitude over the whole model.
 
