@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,25 +116,37 @@ def _change(before: float, after: float) -> str:
 # -- tables --------------------------------------------------------------------------------------
 
 
-def model_rows(rows: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """A line a model."""
+def model_names(rows: Mapping[str, Row]) -> list[dict[str, str]]:
+    """The models that stand side by side, dense first."""
+    return [{"name": _LABELS[role], "model": row["model"]} for role, row in rows.items()]
+
+
+def measure_rows(rows: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """A line a measure with a cell for each model; what was not measured has none."""
+    measures: list[tuple[str, str, Callable[[Row], str]]] = [
+        ("Perplexity", "perplexity", lambda row: f"{row['perplexity']:.4f}"),
+        ("Perplexity to the dense model's", "ratio", lambda row: f"{row['ratio']:.4f}"),
+        (
+            "95 % interval of it",
+            "ratio_low",
+            lambda row: f"{row['ratio_low']:.4f} to {row['ratio_high']:.4f}",
+        ),
+        ("KL from the dense model, nats a token", "kl", lambda row: f"{row['kl']:.4g}"),
+        ("Same first choice", "agreement", lambda row: f"{row['agreement']:.1%}"),
+        ("Parameters", "parameters", lambda row: f"{row['parameters']:,}"),
+        ("Of the layers' weights, zeros", "zero_share", lambda row: f"{row['zero_share']:.1%}"),
+        ("Files", "file_bytes", lambda row: size(row["file_bytes"])),
+        ("Prefill, tokens a second", "prefill", lambda row: f"{row['prefill']:,.0f}"),
+        ("Decoding, tokens a second", "decode", lambda row: f"{row['decode']:,.0f}"),
+        ("Peak memory beyond the libraries'", "peak_memory", lambda row: size(_own(row))),
+    ]
     return [
         {
-            "name": _LABELS[role],
-            "model": row["model"],
-            "perplexity": f"{row['perplexity']:.4f}",
-            "ratio": f"{row['ratio']:.4f}",
-            "interval": f"{row['ratio_low']:.4f} to {row['ratio_high']:.4f}",
-            "kl": f"{row['kl']:.4g}",
-            "agreement": f"{row['agreement']:.1%}",
-            "parameters": f"{row['parameters']:,}",
-            "zeros": f"{row['zero_share']:.1%}" if row["zero_share"] is not None else "",
-            "bytes": size(row["file_bytes"]),
-            "prefill": f"{row['prefill']:,.0f}" if row["prefill"] is not None else "",
-            "decode": f"{row['decode']:,.0f}" if row["decode"] is not None else "",
-            "memory": size(_own(row)) if row["peak_memory"] is not None else "",
+            "name": name,
+            "cells": ["" if row[key] is None else words(row) for row in rows.values()],
         }
-        for role, row in rows.items()
+        for name, key, words in measures
+        if any(row[key] is not None for row in rows.values())
     ]
 
 
@@ -343,7 +355,7 @@ def calibration(table: pa.Table, notes: Mapping[str, Any], seed: int) -> dict[st
         "rows": f"{len(lengths):,}",
         "tokens": f"{sum(lengths):,}",
         "sources": f"{len(sources):,}",
-        "source": notes.get("source", ""),
+        "source": notes.get("source", "a table that it does not name"),
         "seed": str(seed),
         "settings": ", ".join(f"{name}={value}" for name, value in settings.items()),
         "domains": [

@@ -55,8 +55,9 @@ def finish(job: Job, writer: TableWriter) -> None:
     sizes = json.loads(verify.attachment("sizes.json").read_text())
     compressed = job.input("model").to_table().to_pylist()
     fates, examples = _fates(job, options.examples)
-    shown = page.model_rows(rows)
+    shown = page.measure_rows(rows)
     more = {
+        "models": page.model_names(rows),
         "verdict": told["verdict"],
         "accepted": told["verdict"] == ACCEPTED,
         "reasons": told["reasons"],

@@ -88,10 +88,9 @@ def shown(store, inputs, **options):
     return table.attachment("report.html").read_text()
 
 
-def test_the_page_leads_from_a_dropped_row_to_the_perplexity(made, tmp_path):
+def test_the_page_leads_from_a_dropped_row_to_the_perplexity(made):
     store, keys = made
     text = shown(store, {k: v for k, v in keys.items() if k != "control"}, title="A <b>title</b>")
-    (tmp_path / "page.html").write_text(text)
     verdict = {row["role"]: row for row in store.table(keys["verify"]).to_table().to_pylist()}
     assert "<script>" not in text and "<b>title</b>" not in text
     assert "&lt;script&gt;drop me" in text
