@@ -142,15 +142,13 @@ def check_met(
     Where every layer has widths of its own, one group in all is allowed; where all layers have
     the same, and for whole layers and experts, `tolerance`.
     """
-    together = options.even and options.unit != "weight"
-    tolerance = options.tolerance
-    if options.unit == "group" and not together:
-        tolerance = max(tolerance, float((units.step * units.cost).max()) / units.parameters)
+    tolerance = _allowed(units, options)
     kept = int((keep * units.cost).sum())
     met = 1 - kept / units.parameters
     if abs(met - sparsity) <= tolerance + 1e-12 and (met > 0 or sparsity == 0):
         return
     strides: dict[str, int] = {}
+    together = options.even and options.unit != "weight"
     names = [part.kind if together else part.name for part in parts]
     for name, cost in zip(names, units.step * units.cost, strict=True):
         strides[name] = strides.get(name, 0) + int(cost)
@@ -165,6 +163,13 @@ def check_met(
     )
 
 
+def _allowed(units: Units, options: PlanningOptions) -> float:
+    """How far the sparsity that is met may be from the one asked for."""
+    if options.unit != "group" or options.even:
+        return options.tolerance
+    return max(options.tolerance, float((units.step * units.cost).max()) / units.parameters)
+
+
 def _allocate(
     sources: Sources, options: PlanOptions, parts: Sequence[Part], units: Units
 ) -> Budget:
@@ -176,7 +181,7 @@ def _allocate(
     if options.unit == "layer" or options.allocation == "global":
         return _by_score(sources, options, parts, units, target)
     if options.allocation == "search":
-        return _searched(sources, parts)
+        return _searched(sources, options, parts, units)
     if options.allocation == "importance":
         return _by_importance(sources, options, parts, units, target)
     if options.allocation == "erk":
@@ -281,7 +286,9 @@ def _group_scores(sources: Sources, options: PlanOptions, parts: Sequence[Part])
     return made
 
 
-def _searched(sources: Sources, parts: Sequence[Part]) -> Budget:
+def _searched(
+    sources: Sources, options: PlanOptions, parts: Sequence[Part], units: Units
+) -> Budget:
     """What the search found for each part."""
     if sources.budgets is None:
         raise InputError(
@@ -302,6 +309,12 @@ def _searched(sources: Sources, parts: Sequence[Part]) -> Budget:
         keep.append(int(row["keep"]))
         if row.get("kept") is not None:
             kept[place] = list(row["kept"])
+    met = 1 - int((np.array(keep) * units.cost).sum()) / units.parameters
+    if abs(met - options.sparsity) > _allowed(units, options):
+        raise RecipeError(
+            f"allocation search: `budgets` remove {met:.4f} of the parameters, and the plan"
+            f" asks for {options.sparsity:g}. Give both steps the same `sparsity`."
+        )
     return Budget(np.array(keep, np.int64), kept)
 
 

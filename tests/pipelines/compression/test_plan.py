@@ -251,6 +251,8 @@ def test_search_takes_its_rows_and_refuses_those_of_another_model(models):
     assert rows[1]["kept"] == found[1]["kept"]
     with pytest.raises(InputError, match="layer 0 mlp: expected a budget of 64.*found none"):
         plan(model, method="random_groups", allocation="search", budgets=found[:1])
+    with pytest.raises(RecipeError, match=r"`budgets` remove 0\.5000.*asks for 0\.6"):
+        plan(model, method="random_groups", allocation="search", budgets=found, sparsity=0.6)
     with pytest.raises(InputError, match="needs budgets"):
         plan(model, method="random_groups", allocation="search")
 
@@ -293,14 +295,15 @@ def test_global_needs_a_score_of_single_weights_and_its_statistics(models):
         plan(models("llama"), method="wanda", allocation="global")
 
 
-def test_the_step_writes_its_rows_and_totals_and_runs_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "count"), [("llama", 21), ("bert", 18)])
+def test_the_step_writes_its_rows_and_totals_and_runs_once(tmp_path, monkeypatch, name, count):
     monkeypatch.setenv("PRUNERY_CACHE", str(tmp_path / "cache"))
-    folder, store = saved_model(tmp_path, "llama"), Store(tmp_path / "store")
+    folder, store = saved_model(tmp_path, name), Store(tmp_path / "store")
     options = PlanOptions(method="magnitude", allocation="global", model=str(folder))
     made = SPEC(options, {}, StepContext(store, name="plan"))
     table = store.table(made.key)
     assert table.to_table().schema.equals(PLAN)
-    assert table.num_rows == 21
+    assert table.num_rows == count
     totals = json.loads(table.attachment(TOTALS).read_text())
     assert totals["all"]["after"] == sum(r["keep"] for r in table.to_table().to_pylist())
     assert made.options["method"] == "magnitude"
