@@ -193,6 +193,24 @@ def test_no_better_state_gives_the_input_back(tmp_path):
     assert made.figures["held_out_after"] == made.figures["held_out_before"]
 
 
+def test_the_best_state_is_kept_and_not_the_last(tmp_path, monkeypatch):
+    folder = pruned_model(tmp_path, "llama")
+    told, states = iter([5.0, 4.0, 2.0, 3.0, 1.0]), []
+
+    def asked(model, batches, settings, teacher=None):
+        states.append({n: p.detach().clone() for n, p in model.model.named_parameters()})
+        value = next(told)
+        return recovery.Loss(value, None, value)
+
+    monkeypatch.setattr(recovery, "evaluate", asked)
+    _, made = run(folder, tmp_path, method="bias_norm", evaluations=3)
+    assert made.figures["best_step"] == 4
+    best, last = states[2], states[3]
+    for name, tensor in made.changed.items():
+        assert torch.equal(tensor, best[name])
+    assert any(not torch.equal(best[name], last[name]) for name in made.changed)
+
+
 def test_a_loss_that_is_no_number_is_refused(tmp_path, monkeypatch):
     folder = pruned_model(tmp_path, "llama")
     real = recovery._parts
@@ -252,6 +270,9 @@ def test_every_epoch_has_every_row_once_in_a_new_order():
     epochs, seen = [], []
     for batch in batches:
         assert batch.input_ids.numel() <= 40 or len(batch.ids) == 1
+        for place, id_ in enumerate(batch.ids):
+            tokens = rows.input_ids[rows.ids.tolist().index(id_)]
+            assert batch.input_ids[place][batch.valid[place]].tolist() == tokens.tolist()
         assert bool((batch.input_ids[~batch.valid] == 7).all())
         assert bool((batch.labels[~batch.valid] == -100).all())
         seen += batch.ids.tolist()
@@ -309,6 +330,31 @@ def test_layerwise_brings_every_block_nearer_to_the_dense_one(kind, tmp_path):
     old = stored(folder)
     for name, tensor in made.changed.items():
         assert old[name].dim() == 1 or bool((tensor[old[name] == 0] == 0).all())
+
+
+def test_a_block_is_trained_on_what_the_recovered_blocks_before_it_give(tmp_path, monkeypatch):
+    told = iter([2.0, 1.0])  # so that a random model, which tells nothing, is not given back
+    monkeypatch.setattr(recovery, "evaluate", lambda *_: recovery.Loss(9.0, None, next(told)))
+    dense = StreamedModel(saved_model(tmp_path / "dense", "llama"))
+    model, made = run(
+        pruned_model(tmp_path, "llama"), tmp_path, method="layerwise", dense=dense, steps=8
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    model.write(out, made.changed)
+    small = StreamedModel(out)
+    apart, size = np.zeros(3), np.zeros(3)
+    for tokens in split_rows(pattern_rows(), 0.1, 0)[1].input_ids:
+        prepared = small.prepare(torch.from_numpy(tokens)[None])
+        hidden = prepared.hidden
+        for layer in range(3):
+            with torch.no_grad():
+                wanted = dense.run(dense.block(layer), hidden, prepared.calls[layer]).double()
+                hidden = small.run(small.block(layer), hidden, prepared.calls[layer])
+            apart[layer] += float(((hidden.double() - wanted) ** 2).sum())
+            size[layer] += float((wanted**2).sum())
+    found = [figures["error_after"] for figures in made.figures["layers"]]
+    np.testing.assert_allclose(found, apart / size, rtol=1e-3)
 
 
 def test_layerwise_has_no_error_where_nothing_was_pruned(tmp_path):
