@@ -97,6 +97,29 @@ def test_mixed_bits_have_a_group_each(tmp_path):
     torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), rtol=0, atol=1e-6)
 
 
+def test_zero_points_go_with_one_kind_of_grid_alone(tmp_path):
+    folder = saved_model(tmp_path, "llama")
+    quantise(folder, lambda name: 8 if "down_proj" in name else 4, 16, symmetric=False)
+    bits = {
+        name.removesuffix(".weight"): 8 if "down_proj" in name else 4 for name in matrices(folder)
+    }
+    report = pack_model(folder, tmp_path / "out", PackOptions(bits=bits))
+    assert report.packed == 0
+    assert torch.equal(logits(tmp_path / "out"), logits(folder))
+
+
+def test_groups_of_unequal_length_stay_dense(tmp_path):
+    folder = quantise(saved_model(tmp_path, "llama"), 4, 16)
+    codes = load_file(folder / "codes-00000.safetensors")
+    name = "model.layers.0.mlp.up_proj.scale"  # 32 inputs in 3 groups
+    codes[name] = torch.cat([codes[name], codes[name][:, :1]], 1)
+    save_file(codes, folder / "codes-00000.safetensors")
+    report = pack_model(folder, tmp_path / "out")
+    assert report.packed == len(matrices(folder)) - 1
+    assert "model.layers.0.mlp.up_proj" in report.notes[0]
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(folder), rtol=0, atol=1e-6)
+
+
 def test_rows_count_layers_as_they_were_before_some_were_dropped():
     rows = [
         {"layer": 1, "module": "", "unit": "layer", "kept": 0, "bits": None},

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from prunery.errors import InputError, ModelError, RecipeError
+from prunery.pipelines.compression import measure_process
 from prunery.pipelines.compression import verify as verifying
 from prunery.pipelines.compression.measure_process import Speed, measure
 from prunery.pipelines.compression.model_tables import model_folder
@@ -20,7 +21,7 @@ from prunery.pipelines.steps.verify_compression import SPEC as VERIFY_STEP
 from prunery.pipelines.steps.verify_compression import VerifyCompressionOptions
 from prunery.storage import Store
 
-from ...tiny_causal import saved_model
+from ...tiny_causal import saved_model, tiny_model
 from .model_rows import compressed_rows, compressed_table, pruned, quantise, rows_table
 
 
@@ -131,6 +132,12 @@ def test_speed_and_memory_come_from_a_fresh_process(tmp_path):
     found = measure(tmp_path / "packed", prompt=16, new=4, repeats=1, threads=1)
     assert found.prefill > 0 and found.decode > 0
     assert found.peak_memory > found.base_memory > 100e6
+
+
+@pytest.mark.parametrize(("name", "writes"), [("bert", False), ("gpt2", True), ("opt", True)])
+def test_prompts_are_as_long_as_the_model_takes(name, writes):
+    prefill, decode = measure_process._times(tiny_model(name), 500, 500, 1)  # 128 positions
+    assert prefill > 0 and (decode is not None) is writes
 
 
 def test_a_process_that_dies_says_its_last_words(tmp_path, monkeypatch):
