@@ -18,6 +18,9 @@ class SearchBudgetsOptions(PlanningOptions):
 
     Attributes
     ----------
+    start
+        Where the search begins: every part alike, or erk (for weights). Parts of a kind trade
+        units with one another alone, so this also says how much each kind keeps in all.
     level
         Share of a part's units that one level of the first round is; later rounds halve it.
     rounds, generations, offspring, swaps, survivors, evaluations
@@ -35,6 +38,7 @@ class SearchBudgetsOptions(PlanningOptions):
         Where, and in what numbers the model runs.
     """
 
+    start: Literal["uniform", "erk"] = "uniform"
     level: float = Field(default=0.125, gt=0, lt=1)
     rounds: int = Field(default=3, ge=1)
     generations: int = Field(default=10, ge=1)
@@ -56,6 +60,8 @@ class SearchBudgetsOptions(PlanningOptions):
                 f"`{self.method}` removes whole {self.unit}s, of which layers have no shares to"
                 " trade: search for a method over weights or groups"
             )
+        if self.start == "erk" and self.unit != "weight":
+            raise ValueError(f"start erk is for methods over weights; `{self.method}` is not one")
         if len(self.tokens) != len(self.survivors) or self.tokens != sorted(self.tokens):
             raise ValueError(
                 "`tokens` rise from stage to stage, one number for each of `survivors`; found"

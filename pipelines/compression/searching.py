@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ...pruners.models.streamed_model import StreamedModel
 from ...pruners.rules import count_of
+from ...pruners.weight.erk import erk_densities
 from .budgets import Ints, Units, apportion
 from .compressor import Compressor
 from .evolution import Genome, LoggedFitness, Space, evolve
@@ -33,7 +34,7 @@ def search(
     """Rows of `tables.PLAN` for the best budget, and what the search came to.
 
     `work` holds levels and answers, so that a killed search asks none again. What it came to:
-    fitness of the uniform start and of the best (KL to the dense model, nats a token), the best
+    fitness of the start and of the best (KL to the dense model, nats a token), the best
     so far after each generation, evaluations and their limit.
     """
     model = StreamedModel(folder, device=options.device or _device(), dtype=options.dtype)
@@ -70,11 +71,12 @@ def search(
 
 
 def _start(parts: Sequence[Part], units: Units, options: SearchBudgetsOptions) -> Genome:
-    """Every part alike."""
+    """Every part alike, or by the sizes of matrices."""
     density = 1 - options.sparsity
-    keep: Ints = apportion(
-        np.full(len(units.total), density), units, count_of(units.parameters, density)
-    )
+    wish = [density] * len(parts)
+    if options.start == "erk":
+        wish = erk_densities([part.shape or () for part in parts], density)
+    keep: Ints = apportion(np.array(wish), units, count_of(units.parameters, density))
     check_met(parts, units, keep, options.sparsity, options)
     return tuple(int(count) for count in keep)
 

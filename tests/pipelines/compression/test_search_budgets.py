@@ -164,6 +164,22 @@ def test_the_step_finds_a_budget_no_worse_than_uniform_that_a_plan_takes(place):
     assert SPEC(options, {"rows": key}, StepContext(store)).key == made.key
 
 
+def test_a_search_from_erk_keeps_what_erk_gives_each_kind(place):
+    store, key, folder = place
+    options = SearchBudgetsOptions(method="magnitude", start="erk", model=folder, **SMALL)
+    made = SPEC(options, {"rows": key}, StepContext(store, name="found"))
+    found = store.table(made.key).to_table().to_pylist()
+    erk = make_plan(
+        Sources(StreamedModel(folder)), PlanOptions(method="magnitude", allocation="erk")
+    )
+    kinds = {row["module"] for row in erk}
+    for kind in kinds:
+        assert sum(row["keep"] for row in found if row["module"] == kind) == sum(
+            row["keep"] for row in erk if row["module"] == kind
+        )
+    assert [row["keep"] for row in found] != [row["keep"] for row in erk]
+
+
 def test_a_killed_search_asks_nothing_again_and_ends_the_same(place, monkeypatch, tmp_path):
     store, key, folder = place
     options = SearchBudgetsOptions(method="magnitude_groups", model=folder, **SMALL)
@@ -216,6 +232,7 @@ def test_statistics_that_a_method_needs_are_asked_for(place):
         ({"method": "reap"}, "whole experts, of which"),
         ({"method": "block_influence"}, "whole layers, of which"),
         ({"method": "none"}, "unknown method"),
+        ({"method": "flap", "start": "erk"}, "erk is for methods over weights"),
         ({"method": "wanda", "tokens": [5]}, "one number for each"),
         ({"method": "wanda", "tokens": [50, 5, 6]}, "rise from stage"),
         ({"method": "wanda", "survivors": [1, 2, 3]}, "fewer from stage"),
