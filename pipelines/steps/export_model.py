@@ -25,6 +25,10 @@ class ExportModelOptions(StepOptions):
         Folder to write beside the store, which must not exist; None keeps the model in the
         store alone. It is made when the table is: where the table exists already, `model_folder`
         gives its files.
+    dense
+        Folder or hub id of the model before compression, for the sizes before; not wanted where
+        the input `dense` brings it. Without either, sizes are held against the compressed model
+        before packing.
     dtype
         Of what is stored; "source" leaves it.
     anyway
@@ -34,6 +38,7 @@ class ExportModelOptions(StepOptions):
     paths: ClassVar[tuple[str, ...]] = ("path",)
 
     path: str | None = None
+    dense: str | None = None
     dtype: Literal["source", "float32", "bfloat16", "float16"] = "source"
     anyway: bool = False
 
@@ -47,8 +52,16 @@ def plan(options: ExportModelOptions, inputs: Mapping[str, Table], context: Step
         rows = verdict.to_table(columns=["role", "verdict", "reasons"]).to_pylist()
         about = inputs["model"].manifest
         check_gate(about, verdict.manifest, rows, options.dtype, options.anyway)
+    models, dense = {}, None
+    if options.dense is not None or "dense" in inputs:
+        from ...pruners.models.language import resolve_language
+        from ..compression.model_tables import model_source
+
+        found = resolve_language(model_source(options.dense, inputs.get("dense")), "causal")
+        models["dense"], dense = found.sha256, str(found.path)
     # The folder is part of what the step makes: another one is another export.
-    return Plan(EXPORTED, None, options.model_dump(exclude={"anyway"}))
+    identity = options.model_dump(exclude={"anyway", "dense"})
+    return Plan(EXPORTED, None, identity, models, payload=dense)
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -65,7 +78,8 @@ def finish(job: Job, writer: TableWriter) -> None:
             f"{target}: expected a folder that does not exist yet, found one. Name another under"
             " `path`, or remove it: an export never overwrites."
         )
-    folder, how = pack_options(job.input("model"), options.dtype, _dense(job))
+    dense = Path(job.plan.payload) if job.plan.payload is not None else None
+    folder, how = pack_options(job.input("model"), options.dtype, dense)
     packed = work_folder(job.key)
     shutil.rmtree(packed, ignore_errors=True)
     packed.parent.mkdir(parents=True, exist_ok=True)
@@ -82,15 +96,6 @@ def finish(job: Job, writer: TableWriter) -> None:
         raise
     finally:
         shutil.rmtree(packed, ignore_errors=True)
-
-
-def _dense(job: Job) -> Path | None:
-    """Folder of the model before compression, where a table brings it."""
-    if not job.has("dense"):
-        return None
-    from ..compression.model_tables import model_source
-
-    return Path(model_source(None, job.input("dense")))
 
 
 SPEC = StepSpec(

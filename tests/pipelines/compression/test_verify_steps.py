@@ -220,6 +220,18 @@ def test_an_export_loads_from_the_store_and_from_its_folder(store, dense, tmp_pa
     export(store, {"model": inputs["model"], "verify": verdict.manifest.key}, path=str(target))
 
 
+def test_sizes_before_are_those_of_the_dense_model_where_it_is_given(store, dense, tmp_path):
+    inputs = tables(store, dense, tmp_path)
+    wide = saved_model(tmp_path / "wide", "llama", intermediate_size=128)
+    for before, options in ((dense, {}), (wide, {"dense": str(wide)})):
+        table = export(store, {"model": inputs["model"]}, **options)
+        rows = {row["part"]: row for row in table.to_table().to_pylist()}
+        tensors = load_file(before / "model.safetensors")
+        count = sum(tensor.numel() for tensor in tensors.values())
+        assert rows["files"]["parameters_before"] == count
+    assert rows["feed-forward"]["bytes_after"] * 2 == rows["feed-forward"]["bytes_before"]
+
+
 def test_a_refused_model_is_exported_only_anyway(store, dense, tmp_path):
     inputs = tables(store, dense, tmp_path, keep=0.3)
     model = AutoModelForCausalLM.from_pretrained(dense)
