@@ -16,12 +16,13 @@ from ...pruners.catalogue import METHODS
 from ...pruners.contract import check_choice
 from ...pruners.models.block_layouts import Matrix, weight_of
 from ...pruners.weight.gblm import Gblm
+from ...pruners.weight.inverse_factor import InverseFactor, inverse_factor
 from ...pruners.weight.magnitude import Magnitude
 from ...pruners.weight.masks import keep_count, keep_count_by_row, keep_pattern, keep_wanda
 from ...pruners.weight.output_error import output_error
 from ...pruners.weight.quantisers import Grid, Quantised, round_to_nearest
 from ...pruners.weight.random_weights import RandomWeights
-from ...pruners.weight.second_order import Chosen, InverseFactor, inverse_factor, solve
+from ...pruners.weight.second_order import Chosen, solve
 from ...pruners.weight.sparsegpt import SparseGpt
 from ...pruners.weight.wanda import Wanda
 from .compressor import CODES, LayerStatistics, block_tensors
@@ -51,6 +52,8 @@ class MatrixOptions:
         Collect gram matrices for the error of each matrix even where the method needs none.
     damping, block, act_order, symmetric, clip
         See `inverse_factor`, `solve` and `Grid`.
+    together
+        Of sparsegpt, see `Chosen`; `block` is the published way.
     double
         Solve in float64.
     seed
@@ -64,9 +67,10 @@ class MatrixOptions:
     measure: bool = False
     damping: float = 0.01
     block: int = 128
+    together: int | None = None
     act_order: bool = False
     symmetric: bool = True
-    clip: bool = False
+    clip: bool = True
     double: bool = False
     seed: int = 0
 
@@ -274,7 +278,12 @@ class _Work:
         grid = self.grid if self.options.quantiser in ("gptq", "rsq") else None
         chosen, mask = None, None
         if self.prunes and isinstance(self.method, SparseGpt):
-            chosen = Chosen(score=self._sparsegpt, count=self.count, pattern=self.pattern)
+            chosen = Chosen(
+                score=self._sparsegpt,
+                count=self.count,
+                pattern=self.pattern,
+                together=self.options.together,
+            )
         elif self.prunes:
             mask = self._mask()
         factor = self._factor()

@@ -9,11 +9,10 @@ arXiv:2301.00774; GPTQ, arXiv:2210.17323; optimal brain surgeon for each row of 
 where q_i is w_i masked, rounded, or both. Inputs go in blocks: inside a block each step updates
 the block's own inputs, and the rest get all of a block's errors in one matrix product.
 
-Departures from the published code: exact counts; a group's scale comes from the weights as they
-stand when its first input is reached (the code for groups smaller than a block reads stale ones);
-inputs that are always 0 take the mean diagonal of the others, not 1, so that the damping, a share
-of that mean, does not depend on the scale of H; U is made by one Cholesky factorisation and one
-triangular inverse (of H with its inputs reversed), not by inverting H and factorising again.
+Departures from the published code, besides those of `inverse_factor`: exact counts; a group's
+scale comes from the weights as they stand when its first input is reached (the code for groups
+smaller than a block reads stale ones); a block's mask is fixed for a few inputs at a time, since
+inputs whose mask is fixed together do not see each other's updates (`Chosen.together`).
 """
 
 from __future__ import annotations
@@ -26,37 +25,12 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .inverse_factor import InverseFactor
 from .masks import keep_count, keep_pattern
 from .quantisers import Grid, Quantised, packaged
 
-_DAMPINGS = 8
-_SMALL = 128
-
 # (weights (out, k), squared diagonal of U (k,)) -> scores (out, k), higher = kept.
 Score = Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class InverseFactor:
-    """U with U'U = (H + damping)^-1, for inputs in the order `order`.
-
-    Attributes
-    ----------
-    upper
-        (in, in) upper triangular, of the dtype of the work.
-    dead
-        (in,) bool: inputs that are always 0, in their own order.
-    order
-        (in,) int64 positions of the inputs as they are walked over, or None for their own order.
-    damping
-        Share of the mean diagonal that was added: the share asked for, times 10 for each time
-        that the factorisation failed.
-    """
-
-    upper: Tensor
-    dead: Tensor
-    order: Tensor | None
-    damping: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +46,23 @@ class Chosen:
         together keep exactly so many.
     pattern
         (n, m) instead: n of each m consecutive inputs of a row.
+    together
+        Inputs whose mask is fixed at a time; None for 16, or 32 of 256 inputs and more. They
+        compete with the rest of their block for what is left of its share, so the block's count
+        is met and falls where it costs least. A block or more is the published way: one mask a
+        block, chosen before any of its updates.
     """
 
     score: Score
     count: int = 0
     pattern: tuple[int, int] | None = None
+    together: int | None = None
+
+    def at_once(self, inputs: int) -> int:
+        """Inputs whose mask is fixed at a time in a matrix of so many."""
+        if self.pattern is not None:
+            return self.pattern[1]
+        return self.together or (16 if inputs < 256 else 32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,96 +82,6 @@ class Solved:
     weight: Tensor
     mask: Tensor | None
     quantised: Quantised | None
-
-
-def inverse_factor(
-    gram: Tensor,
-    tokens: int,
-    *,
-    damping: float = 0.01,
-    act_order: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> InverseFactor:
-    """Factorise the damped inverse Hessian of a matrix's inputs.
-
-    Parameters
-    ----------
-    gram
-        (in, in) sum over tokens of x x' (weighted, for RSQ); finite.
-    tokens
-        Their number; only the scale of H depends on it.
-    damping
-        Share of the mean diagonal (of inputs that are not always 0) added to the diagonal. Where
-        the factorisation fails in `dtype` it is tried in float64, and then with ten times as much.
-    act_order
-        Inputs with the largest diagonal go first, ties by position.
-
-    Raises
-    ------
-    InputError
-        A gram matrix that is not square, not finite, or has a negative diagonal, no tokens, or
-        one that cannot be factorised with a damping of 10^7 times the share asked for.
-    """
-    _check_gram(gram, tokens)
-    diagonal = gram.diagonal().double() * (2.0 / tokens)
-    dead = diagonal == 0
-    live = ~dead
-    mean = float(diagonal[live].mean()) if bool(live.any()) else 1.0
-    order = None
-    if act_order:
-        order = torch.where(dead, mean, diagonal).argsort(descending=True, stable=True)
-    for attempt in range(_DAMPINGS):
-        share = damping * 10.0**attempt
-        for kind in dict.fromkeys((dtype, torch.float64)):
-            upper = _factor(gram, tokens, dead, mean, share, order, kind)
-            if upper is not None:
-                return InverseFactor(upper.to(dtype), dead, order, share)
-    raise InputError(
-        f"the inputs' gram matrix cannot be factorised even with {share:g} of its mean diagonal"
-        " added. Is it symmetric, and summed over the same tokens throughout?"
-    )
-
-
-def _factor(
-    gram: Tensor,
-    tokens: int,
-    dead: Tensor,
-    mean: float,
-    share: float,
-    order: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor | None:
-    hessian = gram.to(dtype) * (2.0 / tokens)
-    diagonal = hessian.diagonal()
-    diagonal[dead] = mean
-    diagonal += share * mean
-    if order is not None:
-        hessian = hessian[order][:, order]
-    # J H J = L L' gives H = (J L J)(J L J)' with J L J upper; its inverse is U.
-    lower, failed = torch.linalg.cholesky_ex(hessian.flip(0, 1))
-    if int(failed):
-        return None
-    inverse = torch.zeros_like(lower)
-    _invert_upper(lower.flip(0, 1), inverse)
-    return inverse if bool(torch.isfinite(inverse).all()) else None
-
-
-def _invert_upper(upper: Tensor, out: Tensor) -> None:
-    """Write the inverse of an upper triangular matrix to `out`, which is zero below.
-
-    By halves, [[A, B], [0, C]]^-1 = [[A^-1, -A^-1 B C^-1], [0, C^-1]]: a third of the operations
-    of a triangular solve with the identity.
-    """
-    size = len(upper)
-    if size <= _SMALL:
-        eye = torch.eye(size, dtype=upper.dtype, device=upper.device)
-        out.copy_(torch.linalg.solve_triangular(upper, eye, upper=True))
-        return
-    half = size // 2
-    _invert_upper(upper[:half, :half], out[:half, :half])
-    _invert_upper(upper[half:, half:], out[half:, half:])
-    right = out[:half, :half] @ upper[:half, half:]
-    out[:half, half:] = (right @ out[half:, half:]).neg_()
 
 
 def solve(
@@ -264,6 +160,7 @@ class _Walk:
         elif chosen is not None:
             self.mask = torch.ones_like(self.work, dtype=torch.bool)
         self.block = self._aligned(block)
+        self.left = 0
 
     def _aligned(self, block: int) -> int:
         sizes = [self.group] if self.grid is not None and not self.before else []
@@ -283,17 +180,11 @@ class _Walk:
         """Solve inputs start to stop; gives their errors (stop - start, out)."""
         work, upper = self.work[start:stop], self.upper[start:stop, start:stop]
         diagonal = upper.diagonal()
-        if self.chosen is not None and self.chosen.pattern is None:
-            assert self.mask is not None
-            total = self.chosen.count
-            count = total * stop // self.inputs - total * start // self.inputs
-            score = self.chosen.score(work.T, diagonal.square())
-            self.mask[start:stop] = keep_count(score, count).T
         errors = torch.empty_like(work)
         # Read once: a number of a tensor a step would wait for the device each time.
         pivots = diagonal.tolist()
         for i in range(stop - start):
-            self._choose_pattern(start, i, work, diagonal)
+            self._choose(start, i, work, diagonal)
             self._fit_group(start, i)
             kept = self._kept(start + i, work[i])
             error = torch.sub(work[i], kept, out=errors[i]).div_(pivots[i])
@@ -302,22 +193,34 @@ class _Walk:
                 work[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1)
         return errors
 
-    def _choose_pattern(self, start: int, i: int, work: Tensor, diagonal: Tensor) -> None:
-        if self.chosen is None or self.chosen.pattern is None:
+    def _choose(self, start: int, i: int, work: Tensor, diagonal: Tensor) -> None:
+        """Choose what stays of the inputs from the block's i-th on, where their turn has come."""
+        if self.chosen is None or self.mask is None:
             return
-        n, m = self.chosen.pattern
-        if i % m == 0:
-            assert self.mask is not None
-            score = self.chosen.score(work[i : i + m].T, diagonal[i : i + m].square())
-            self.mask[start + i : start + i + m] = keep_pattern(score.contiguous(), n, m).T
+        step = self.chosen.at_once(self.inputs)
+        if i % step:
+            return
+        pattern = self.chosen.pattern
+        # The rest of the block competes for what is left of its share; only those next are fixed.
+        stop, fixed = (i + step if pattern else len(work)), min(i + step, len(work))
+        score = self.chosen.score(work[i:stop].T, diagonal[i:stop].square()).contiguous()
+        if pattern is not None:
+            mask = keep_pattern(score, *pattern)
+        else:
+            if i == 0:
+                total, last = self.chosen.count, start + len(work)
+                self.left = total * last // self.inputs - total * start // self.inputs
+            mask = keep_count(score, self.left)[:, : fixed - i]
+            self.left -= int(mask.sum())
+        self.mask[start + i : start + fixed] = mask.T
 
     def _fit_group(self, start: int, i: int) -> None:
         if self.grid is None or self.before or i % self.group:
             return
         first = start + i
         weights = self.work[first : first + self.group]
-        # A pattern chosen on the way is not known beyond its m inputs yet.
-        if self.mask is not None and (self.chosen is None or self.chosen.pattern is None):
+        # Of inputs whose turn has not come, all still count as kept.
+        if self.mask is not None:
             weights = weights * self.mask[first : first + self.group]
         place = first // self.group
         self.scale[place], self.zero[place] = self.grid.fit(weights.T.contiguous())
@@ -352,25 +255,6 @@ class _Walk:
         return back.T.contiguous()
 
 
-def _check_gram(gram: Tensor, tokens: int) -> None:
-    if gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
-        raise InputError(f"a gram matrix is (in, in); found {tuple(gram.shape)}.")
-    if tokens < 1:
-        raise InputError(f"a gram matrix is summed over at least one token; found {tokens}.")
-    if not bool(torch.isfinite(gram).all()):
-        row, column = (int(place) for place in (~torch.isfinite(gram)).nonzero()[0])
-        raise InputError(
-            f"a gram matrix is finite; found {float(gram[row, column])} for inputs {row} and"
-            f" {column}. Do the calibration activations hold NaN, or overflow?"
-        )
-    if bool((gram.diagonal() < 0).any()):
-        place = int((gram.diagonal() < 0).nonzero()[0])
-        raise InputError(
-            f"a gram matrix has no negative diagonal; found {float(gram[place, place])} for input"
-            f" {place}. It is no sum of squares: make the statistics again."
-        )
-
-
 def _check_solve(
     weight: Tensor, factor: InverseFactor, chosen: Chosen | None, mask: Tensor | None, block: int
 ) -> None:
@@ -385,8 +269,10 @@ def _check_solve(
             f"a mask is {tuple(weight.shape)} and given alone; found {tuple(mask.shape)}"
             f"{' and a score to choose by' if chosen is not None else ''}."
         )
-    if block < 1:
-        raise InputError(f"`block` must be at least 1; found {block}.")
+    together = None if chosen is None else chosen.together
+    for name, value in (("block", block), ("together", 1 if together is None else together)):
+        if value < 1:
+            raise InputError(f"`{name}` must be at least 1; found {value}.")
     if chosen is None or chosen.pattern is None:
         return
     n, m = chosen.pattern

@@ -250,6 +250,15 @@ def test_an_expert_without_tokens_goes_by_magnitude(tmp_path, method, quantiser)
             assert w[mask].min() >= w[~mask].max()
 
 
+def test_how_many_inputs_are_fixed_at_a_time_is_an_option(llama, tmp_path):
+    errors = []
+    for number, together in enumerate((None, 128)):
+        visit = visit_of(llama, tmp_path / str(number), rows=40, length=32)
+        _, rows = compress(visit, plan_of(visit), method="sparsegpt", together=together)
+        errors.append(np.mean([row["error"] for row in rows.values()]))
+    assert errors[0] < errors[1]
+
+
 def test_a_raised_damping_is_told(llama, tmp_path):
     visit = visit_of(llama, tmp_path / "work", rows=1, length=4)
     plan = plan_of(visit)

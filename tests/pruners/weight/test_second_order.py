@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from prunery.errors import InputError
+from prunery.pruners.weight.inverse_factor import inverse_factor
 from prunery.pruners.weight.masks import keep_count, keep_count_by_row
 from prunery.pruners.weight.output_error import output_error
 from prunery.pruners.weight.quantisers import Grid, round_to_nearest
-from prunery.pruners.weight.second_order import Chosen, inverse_factor, solve
+from prunery.pruners.weight.second_order import Chosen, solve
 from prunery.pruners.weight.sparsegpt import SparseGpt
 
 OUT, IN, TOKENS = 12, 48, 400
@@ -70,6 +71,7 @@ def plain_walk(
     x,
     *,
     block=16,
+    together=16,
     keep=None,
     pattern=None,
     mask=None,
@@ -89,16 +91,20 @@ def plain_walk(
     made = np.zeros_like(w)
     for i in range(inputs):
         if keep is not None and i % block == 0:
-            stop = min(i + block, inputs)
-            count = keep * stop // inputs - keep * i // inputs
-            chosen[:, i:stop] = smallest_out(w[:, i:stop] ** 2 / d[i:stop], count)
+            end = min(i + block, inputs)
+            left = keep * end // inputs - keep * i // inputs
+        if keep is not None and i % block % together == 0:
+            rest = smallest_out(w[:, i:end] ** 2 / d[i:end], left)
+            stop = min(i + together, end)
+            chosen[:, i:stop] = rest[:, : stop - i]
+            left -= chosen[:, i:stop].sum()
         if pattern is not None and i % pattern[1] == 0:
             part = slice(i, i + pattern[1])
             for row in range(outs):
                 chosen[row, part] = smallest_out(w[row, part] ** 2 / d[part], pattern[0])
         if bits is not None and i % (group or inputs) == 0:
             part = slice(i, i + (group or inputs))
-            known = w[:, part] * (1 if pattern else chosen[:, part])
+            known = w[:, part] * chosen[:, part]
             top = np.maximum(known.max(1), 0)
             bottom = np.minimum(known.min(1), 0)
             if symmetric:
@@ -143,18 +149,36 @@ def test_the_factor_is_the_cholesky_of_the_inverse():
     torch.testing.assert_close(upper.T @ upper, torch.from_numpy(plain_inverse(x)[0]))
 
 
+@pytest.mark.parametrize("together", [1, 8, 16, 48])
 @pytest.mark.parametrize("block", [1, 5, 16, 48, 100])
 @pytest.mark.parametrize("keep", [0, 101, OUT * IN // 2, OUT * IN])
-def test_sparsegpt(block, keep):
+def test_sparsegpt(together, block, keep):
     weight, x = problem()
     gram = x.double().T @ x.double()
     factor = inverse_factor(gram, len(x), **DOUBLE)
-    made = solve(weight, factor, chosen=Chosen(score=score, count=keep), block=block)
-    expected, mask = plain_walk(weight, x, block=block, keep=keep)
+    chosen = Chosen(score=score, count=keep, together=together)
+    made = solve(weight, factor, chosen=chosen, block=block)
+    expected, mask = plain_walk(weight, x, block=block, together=together, keep=keep)
     assert torch.equal(made.mask, mask)
     assert int(made.mask.sum()) == keep
     torch.testing.assert_close(made.weight, expected, rtol=1e-6, atol=1e-8)
     assert not made.weight[~made.mask].any()
+
+
+def test_masks_fixed_for_fewer_inputs_at_a_time_lose_less():
+    for seed in range(3):
+        weight, x = problem(seed, outs=64, inputs=128, tokens=1500)
+        errors = [
+            output_error(
+                solve(
+                    weight, factor_of(x), chosen=Chosen(score=score, count=4096, together=t)
+                ).weight,
+                weight,
+                gram_of(x),
+            )
+            for t in (128, 32, None)
+        ]
+        assert errors[0] > 1.02 * errors[1] > errors[2]
 
 
 @pytest.mark.parametrize("pattern", [(2, 4), (4, 8), (1, 3)])
@@ -357,3 +381,5 @@ def test_bad_input():
         solve(weight, ordered, chosen=Chosen(score=score, pattern=(2, 4)))
     with pytest.raises(InputError, match="block"):
         solve(weight, factor, block=0)
+    with pytest.raises(InputError, match="together"):
+        solve(weight, factor, chosen=Chosen(score=score, count=3, together=0))
