@@ -56,7 +56,7 @@ class CompressWeightsOptions(StepOptions):
     block: int = Field(default=128, ge=1, le=4096)
     act_order: bool = False
     symmetric: bool = True
-    clip: bool = False
+    clip: bool = True
     update: bool = False
     measure: bool = True
     tokens: Literal["all", "trained"] = "all"

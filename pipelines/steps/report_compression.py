@@ -139,7 +139,7 @@ def _examples(job: Job, role: str, decision: pa.Table, count: int) -> list[dict[
     if not ids or not job.has(role):
         return []
     about = {row["id"]: row for row in decision.to_pylist()}
-    column = "messages" if role == "chats" else "text"
+    column = "messages" if "messages" in job.input(role).schema.names else "text"
     table = job.input(role).lookup(ids, columns=["id", column], missing="skip")
     return [
         {
@@ -174,8 +174,8 @@ SPEC = StepSpec(
         "export": Slot(("export_model",), optional=True),
         "decision": Slot(("prune_sft", "prune_dataset", "prune_scores"), optional=True),
         "chats": Slot(("read_chats",), optional=True),
-        "duplicates": Slot(("prune_passages", "prune_scores"), optional=True),
-        "documents": Slot(("chunk", "read_dataset"), optional=True),
+        "duplicates": Slot(("prune_passages", "prune_scores", "prune_sft"), optional=True),
+        "documents": Slot(("chunk", "read_dataset", "read_chats"), optional=True),
     },
     plan=plan,
     finish=finish,
