@@ -2,7 +2,7 @@
 
 Run as a program: `deep_model.py FOLDER` prints, as JSON, the bytes of a layer and of all layers,
 and by how many bytes memory grew in a process that walks through the model, in one that makes its
-gradients, and in one that walks through some of its layers and holds their blocks.
+gradients of its first FEW layers, and in one that walks through these and holds their blocks.
 """
 
 import json
@@ -12,7 +12,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-HELD = 16  # layers
+FEW = 16  # layers: enough to tell them from the few that may be held
 LAYERS, HIDDEN, WIDTH, HEADS, VOCABULARY = 48, 400, 1200, 8, 300
 STATISTICS = ["sum_squares", "m2", "weighted_gram", "cosine"]
 
@@ -108,8 +108,8 @@ def walk_through(folder, work, layers=LAYERS):
         walk(model, batches, journal, visit, each_layer=spare_the_disk)
 
 
-def gradients(folder, work):
-    """Gradients of every layer; the journal's files are emptied as they are made."""
+def gradients(folder, work, layers=LAYERS):
+    """Gradients of the first layers; the journal's files are emptied as they are made."""
     from prunery.pipelines.compression.gradients import GradientPass
     from prunery.pruners.models.streamed_model import StreamedModel
 
@@ -118,6 +118,7 @@ def gradients(folder, work):
             path.write_bytes(b"")
 
     model = StreamedModel(folder)
+    model.layers = min(layers, model.layers)
     GradientPass(model, token_rows(), work, frozenset({"gradient_square"})).run(spare_the_disk)
 
 
@@ -178,14 +179,14 @@ def main(folder):
 
     def holding():
         hold_every_block()
-        walk_through(folder / "model", folder / "held", HELD)
+        walk_through(folder / "model", folder / "held", FEW)
 
     found = {
         "layer": size,
         "all": size * LAYERS,
-        "held_layers": size * HELD,
+        "few": size * FEW,
         "streamed": growth(folder, lambda: walk_through(folder / "model", folder / "streamed")),
-        "gradients": growth(folder, lambda: gradients(folder / "model", folder / "back")),
+        "gradients": growth(folder, lambda: gradients(folder / "model", folder / "back", FEW)),
         "held": growth(folder, holding),
     }
     sys.stdout.write(json.dumps(found))

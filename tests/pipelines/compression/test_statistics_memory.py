@@ -31,4 +31,4 @@ def test_a_deep_model_passes_in_the_memory_of_a_few_layers(tmp_path, root):
     # A block, its gradients, their sums, and their copies in the journal.
     assert found["gradients"] < 8 * found["layer"]
     # The measure sees a walk that holds on to its blocks.
-    assert found["held"] > 0.9 * found["held_layers"] > 10 * found["layer"]
+    assert found["held"] > 0.9 * found["few"] > 10 * found["layer"]
