@@ -12,11 +12,18 @@ from .engine import StepContext, WorkerPool
 from .progress import Progress, Silent
 from .prompts.outcome import outcome, outcome_lines
 from .recipe import Recipe, Step
-from .run_totals import dataset_totals, fate, selection_totals, totals
+from .run_totals import (
+    dataset_totals,
+    fate,
+    model_lines,
+    model_totals,
+    selection_totals,
+    totals,
+)
 from .steps import STEPS
 from .student_figures import Grid, summary, summary_lines
 
-REPORTS = ("report", "report_sft", "report_dataset", "report_prompts")
+REPORTS = ("report", "report_sft", "report_dataset", "report_prompts", "report_compression")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,7 @@ class RunResult:
             "selections": self.selections(),
             "students": self.students(),
             "prompts": self.prompts(),
+            "models": self.models(),
             "report": str(report) if report else None,
         }
 
@@ -106,6 +114,14 @@ class RunResult:
             if m.step == "test_prompts"
         }
 
+    def models(self) -> dict[str, list[dict[str, Any]]]:
+        """What each `verify_compression` step found of its models, by its name."""
+        return {
+            name: model_totals(self.store.table(m.key))
+            for name, m in self.manifests.items()
+            if m.step == "verify_compression"
+        }
+
     def lines(self) -> list[str]:
         """The result in words: a line a step, a line a question, totals, the report's path."""
         made = [
@@ -117,6 +133,8 @@ class RunResult:
             made += ["", *(f"{name}: {line}" for line in summary_lines(students))]
         for name, found in self.prompts().items():
             made += ["", *outcome_lines(name, found)]
+        for name, judged in self.models().items():
+            made += ["", *(f"{name}: {line}" for line in model_lines(judged))]
         rows = self._questions()
         if rows:
             made += ["", *_question_lines(rows), "", *_total_lines(totals(rows))]

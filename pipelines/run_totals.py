@@ -63,3 +63,40 @@ def selection_totals(decision: Table) -> dict[str, int]:
         made["tokens"] += int(pc.sum(batch.column("tokens")).as_py() or 0)
         made["tokens_kept"] += int(pc.sum(batch.column("kept_tokens")).as_py() or 0)
     return made
+
+
+_JUDGED = (
+    "role",
+    "perplexity",
+    "ratio",
+    "noise",
+    "kl",
+    "prefill",
+    "decode",
+    "peak_memory",
+    "file_bytes",
+    "parameters",
+    "zero_share",
+    "verdict",
+    "reasons",
+)
+
+
+def model_totals(verify: Table) -> list[dict[str, Any]]:
+    """Figures of the dense model, the compressed one and the control of a `verify_compression`."""
+    return verify.to_table(columns=list(_JUDGED)).to_pylist()
+
+
+def model_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The same in words, and the verdict with its reasons."""
+    made = []
+    for row in rows:
+        line = f"{row['role']:10} perplexity {row['perplexity']:.2f}"
+        if row["role"] != "dense":
+            line += f" ({row['ratio'] - 1:+.1%} ± {row['noise']:.1%}), KL {row['kl']:.3f} nats"
+        line += f", {row['parameters']:,} parameters, {row['file_bytes'] / 1e6:.2f} MB"
+        if row["decode"] is not None:
+            line += f", decodes {row['decode']:.0f} tokens/s"
+        made.append(line)
+    told = [row for row in rows if row["verdict"]]
+    return made + [f"{row['verdict']}: {'; '.join(row['reasons'])}" for row in told]

@@ -30,7 +30,7 @@ class CompensateWeightsOptions(StepOptions):
     compensate
         bias: the mean of what was removed is added to the output's bias (FLAP); refit: the matrix
         that reads the groups is fitted again; auto: bias where the architecture has one there,
-        else refit.
+        else refit, and a model without removed groups is handed on as it is.
     damping
         Ridge of a refit, as a share of the gram's mean diagonal.
     """
@@ -58,13 +58,21 @@ def plan(
                 f" {source} is {digest[:16]}. Give the dense model that both were made from."
             )
     table = inputs["model"].manifest
-    if any(item["name"].startswith(_CODES) for item in table.attachments):
+    quantised = any(item["name"].startswith(_CODES) for item in table.attachments)
+    if quantised and not _as_it_is(options, inputs["model"]):
         raise InputError(
             f"`{table.name}`: expected weights that are not quantised; found codes. Compensate"
             " first, then quantise."
         )
     identity = options.model_dump(exclude={"model"})
     return Plan(COMPRESSED, None, identity, {"model": digest}, payload=source)
+
+
+def _as_it_is(options: CompensateWeightsOptions, table: Table) -> bool:
+    """Whether there is nothing to make up for, and nothing was asked for by name."""
+    rows = table.to_table(columns=["unit", "total", "kept"]).to_pylist()
+    groups = [row for row in rows if row["unit"] in ("head", "neuron")]
+    return options.compensate == "auto" and all(row["kept"] == row["total"] for row in groups)
 
 
 def finish(job: Job, writer: TableWriter) -> None:
@@ -76,6 +84,11 @@ def finish(job: Job, writer: TableWriter) -> None:
     options: CompensateWeightsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
     table = job.input("model")
+    if _as_it_is(options, table):
+        for item in table.manifest.attachments:
+            writer.attach(item["name"], table.attachment(item["name"]))
+        write_whole(writer, table.to_table())
+        return
     made = CompensatedModel(
         StreamedModel(resolved_causal(job.plan.payload).path),
         StreamedModel(model_folder(table)),

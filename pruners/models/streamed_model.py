@@ -7,6 +7,7 @@ the memory of one block.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping
@@ -77,6 +78,10 @@ class TensorFolder:
         return tensor
 
 
+class _EndReachedError(Exception):
+    """The last block was called: what stands behind it need not run."""
+
+
 class _Stub(nn.Module):
     """Stands for a block: notes how it is called, and gives back what it is told to."""
 
@@ -85,10 +90,13 @@ class _Stub(nn.Module):
         self.call: Call | None = None
         self.hidden: Tensor | None = None
         self.answer: Tensor | None = None
+        self.ends = False
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         self.hidden = hidden_states
         self.call = (args, kwargs)
+        if self.ends:
+            raise _EndReachedError
         return hidden_states if self.answer is None else self.answer
 
 
@@ -161,8 +169,12 @@ class StreamedModel:
 
         Rows are padded on the right; `valid` None is a batch without padding.
         """
-        with torch.no_grad():
-            self._run(input_ids, valid)
+        self._stubs[-1].ends = True
+        try:
+            with torch.no_grad(), contextlib.suppress(_EndReachedError):
+                self._run(input_ids, valid)
+        finally:
+            self._stubs[-1].ends = False
         first = self._stubs[0].hidden
         assert first is not None
         calls = [stub.call for stub in self._stubs]

@@ -113,3 +113,16 @@ def test_a_missing_weight_is_named(tmp_path):
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
         StreamedModel(folder).block(1)
+
+
+def test_preparing_a_batch_runs_no_output_layer(tmp_path, monkeypatch):
+    streamed = StreamedModel(saved_model(tmp_path, "llama"))
+
+    def never(self, hidden):
+        raise AssertionError("the output layer ran")
+
+    monkeypatch.setattr(type(streamed.model.lm_head), "forward", never)
+    ids, valid = ragged_batch()
+    assert len(streamed.prepare(ids, valid).calls) == streamed.layers
+    with pytest.raises(AssertionError):
+        streamed.logits(streamed.prepare(ids, valid).hidden, ids, valid)
