@@ -42,7 +42,8 @@ def write_rows(folder):
 
 
 def small(name, folder, *more):
-    settings = [f"chats.path={write_rows(folder)}", *FEW, *more]
+    control = {"full": "control.steps=2"}.get(name, "control_recovered.steps=2")
+    settings = [f"chats.path={write_rows(folder)}", *FEW, control, *more]
     model = [s for s in SMALL if s.startswith("model.") and name != "compress_model"]
     return apply_overrides(load_recipe(name), [*settings, *model])
 
@@ -90,7 +91,7 @@ def test_full_tells_from_a_dropped_sample_to_the_last_perplexity(store, tmp_path
     text = page(result)
     assert "near_duplicate" in text and "selected" in text
     lineage = {m.step for m in store.lineage(result.manifests["report"].key)}
-    assert {"read_chats", "embed", "prune_sft", "compress_weights", "verify_compression"} <= lineage
+    assert {"read_chats", "embed", "prune_sft", "compress_weights", "compensate_weights"} <= lineage
     kept = store.table(result.manifests["selected"].key).to_table(columns=["id", "keep"])
     dropped = {row["id"] for row in kept.to_pylist() if not row["keep"]}
     rows = store.table(result.manifests["calibration"].key).to_table().to_pylist()
