@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...errors import InputError
 from ...pruners.catalogue import METHODS
@@ -147,6 +147,14 @@ class PlanOptions(PlanningOptions):
     steepness: float = Field(default=CFSP_STEEPNESS, ge=0)
     strength: float = Field(default=0.03, ge=0)
     widths: Literal["uniform", "padded"] | None = None
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _sexagesimal(cls, value: Any) -> Any:
+        """YAML reads 2:4 without quotes as a number to the base of 60: 124 is 2:4 again."""
+        if isinstance(value, int) and not isinstance(value, bool) and value > 60:
+            return "{}:{}".format(*divmod(value, 60))
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> PlanOptions:

@@ -312,3 +312,16 @@ def test_the_step_writes_its_rows_and_totals_and_runs_once(tmp_path, monkeypatch
     assert set(made.models) == {"model"}
     again = SPEC(options, {}, StepContext(store, name="plan"))
     assert again.logical_digest == made.logical_digest
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "4:8", "8:16", "1:32"])
+def test_a_pattern_that_yaml_read_as_a_number_is_read_back(pattern):
+    import yaml
+
+    value = yaml.safe_load(f"pattern: {pattern}")["pattern"]
+    assert PlanOptions(method="wanda", pattern=value).pattern == pattern
+
+
+def test_a_number_that_is_no_pattern_is_refused():
+    with pytest.raises(ValidationError, match="pattern"):
+        PlanOptions(method="wanda", pattern=7)
