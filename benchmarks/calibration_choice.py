@@ -207,7 +207,7 @@ def main() -> None:
             found[plan][name] = values
             print(f"{plan:18} {name:32} {' '.join(f'{v:8.3f}' for v in values)}", flush=True)
     result = {
-        "command": fresh.command(__file__),
+        "command": f"python benchmarks/calibration_choice.py --seeds {args.seeds}",
         "dense": dense,
         "tokens": args.tokens,
         "seeds": args.seeds,
@@ -223,7 +223,8 @@ def section(result: dict[str, Any]) -> str:
     """Perplexities, and paired differences to random rows."""
     lines = ["## What the choice of calibration rows is worth", "", f"`{result['command']}`", ""]
     lines.append(
-        f"stories260K, dense perplexity {result['dense']:.3f} on held-out TinyStories; "
+        f"{result['machine']['processor']}, {result['machine']['threads']} thread(s), torch"
+        f" {result['machine']['versions']['torch']}. stories260K, dense perplexity {result['dense']:.3f} on held-out TinyStories; "
         f"{result['tokens']} tokens that statistics look at in every cell, {result['seeds']} seeds;"
         " mean, and the paired difference to random rows of the pool with its 95 % interval in"
         " parentheses (negative is better)."
