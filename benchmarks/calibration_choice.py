@@ -224,7 +224,8 @@ def section(result: dict[str, Any]) -> str:
     lines = ["## What the choice of calibration rows is worth", "", f"`{result['command']}`", ""]
     lines.append(
         f"{result['machine']['processor']}, {result['machine']['threads']} thread(s), torch"
-        f" {result['machine']['versions']['torch']}. stories260K, dense perplexity {result['dense']:.3f} on held-out TinyStories; "
+        f" {result['machine']['versions']['torch']}. stories260K, dense"
+        f" perplexity {result['dense']:.3f} on held-out TinyStories; "
         f"{result['tokens']} tokens that statistics look at in every cell, {result['seeds']} seeds;"
         " mean, and the paired difference to random rows of the pool with its 95 % interval in"
         " parentheses (negative is better)."
