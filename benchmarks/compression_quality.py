@@ -106,6 +106,17 @@ QUANTISED = {
 }
 
 
+PLOTTED = {
+    "weights": ["magnitude", "Wanda", "Wanda, weights updated", "GBLM", "SparseGPT"],
+    "groups": ["random groups", "Wanda-sp", "LLM-Pruner", "FLAP, bias", "FLAP, refit"],
+}
+COLOURS = ("#1a5fa8", "#c2571a", "#2e8b57", "#7d4ba3", "#b0246e")
+STYLE = (
+    "svg{background:#fff}.grid{stroke:#dfe3e4}.tick{font:12px sans-serif}.line{fill:none;"
+    "stroke-width:2.5}"
+) + "".join(f".s{slot}{{stroke:{colour}}}" for slot, colour in enumerate(COLOURS))
+
+
 def grids() -> list[tuple[str, str, float, tuple[dict[str, Any], dict[str, Any], list[str]]]]:
     """Family, name, level and options of every cell."""
     made = [("weights", n, s, o) for n, o in WEIGHTS.items() for s in SPARSITY]
@@ -245,9 +256,8 @@ def plot(model: str, result: dict[str, Any]) -> None:
     """Perplexity over dense against the share removed, an SVG."""
     for family in ("weights", "groups"):
         cells = [cell for cell in result["cells"] if cell["family"] == family]
-        names = list(dict.fromkeys(cell["name"] for cell in cells))
         series = []
-        for slot, name in enumerate(names[:6]):
+        for slot, name in enumerate(PLOTTED[family]):
             points = [
                 (cell["level"], math.log2(_mean(cell) / result["dense"]))
                 for cell in cells
@@ -264,6 +274,11 @@ def plot(model: str, result: dict[str, Any]) -> None:
             percent_y=False,
         )
         text = str(made).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        legend = "".join(
+            f'<text class="tick" x="86" y="{28 + 16 * slot}" fill="{COLOURS[slot]}">{name}</text>'
+            for slot, name in enumerate(PLOTTED[family])
+        )
+        text = text.replace(">", f"><style>{STYLE}</style>{legend}", 1)
         (HERE / "results" / f"compression_{model}_{family}.svg").write_text(text + "\n")
 
 
@@ -275,7 +290,10 @@ def section(results: dict[str, Any]) -> str:
     """Tables of every model and family."""
     lines = ["## Compression: perplexity against sparsity and bits", ""]
     lines.append("`python benchmarks/compression_quality.py [--model llama]`; mean of three")
-    lines.append("choices of 64 calibration rows of 256 tokens, ± half of the 95 % interval.")
+    lines.append(
+        "choices of 64 calibration rows of 256 tokens, ± half of the 95 % interval. A cell is"
+    )
+    lines.append("empty where whole groups or a group of 8 inputs cannot meet it.")
     for model, result in results.items():
         lines += ["", f"### {model}: dense {result['dense']:.3f}", ""]
         lines.append(f"{machine_words(result['machine'])}; judged on {result['tokens']} tokens.")
@@ -297,7 +315,10 @@ def section(results: dict[str, Any]) -> str:
 
 def machine_words(machine: dict[str, Any]) -> str:
     """A machine in a few words."""
-    return ", ".join(f"{name} {value}" for name, value in machine.items() if value)
+    return (
+        f"{machine['gpu'] or machine['processor']}, {machine['threads']} thread(s), torch"
+        f" {machine['versions']['torch']}"
+    )
 
 
 def _shown(cell: dict[str, Any]) -> str:
