@@ -178,6 +178,9 @@ def _allocate(
     if options.ratio is not None or not options.share_removed:
         n, m = options.ratio or (1, 1)
         return Budget(units.total * n // m)
+    if options.unit == "layer":
+        # As many layers as come nearest; else two thirds of three layers would be all of them.
+        target = int(units.cost.mean() * round(len(parts) * density))
     if options.unit == "layer" or options.allocation == "global":
         return _by_score(sources, options, parts, units, target)
     if options.allocation == "search":
