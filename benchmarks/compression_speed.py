@@ -203,6 +203,7 @@ def main() -> None:
                             made["perplexity"] = judged(dense, load_packed(made["folder"]), held)
                         else:
                             made["perplexity"] = perplexity(dense, out, held)
+                    made.pop("folder", None)  # of this machine
                     found.append(made)
                 cell[who] = found
                 print(name, method, who, [one.get("seconds", one) for one in found], flush=True)
