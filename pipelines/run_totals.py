@@ -84,7 +84,8 @@ _JUDGED = (
 
 def model_totals(verify: Table) -> list[dict[str, Any]]:
     """Figures of the dense model, the compressed one and the control of a `verify_compression`."""
-    return verify.to_table(columns=list(_JUDGED)).to_pylist()
+    found: list[dict[str, Any]] = verify.to_table(columns=list(_JUDGED)).to_pylist()
+    return found
 
 
 def model_lines(rows: list[dict[str, Any]]) -> list[str]:
