@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...pruners.models.device import pick_device
 from ...pruners.models.streamed_model import StreamedModel
 from .apply_options import CompressWeightsOptions
 from .compressor import Compressor
@@ -34,7 +35,7 @@ def open_model(
     work
         Folder of the unfinished layers; the rotated copy lies beside it and is made once.
     """
-    device = options.device or _device()
+    device = pick_device(options.device)
     rsq = planned.get("bits") is not None and planned.get("quantiser") == "rsq"
     attention = "eager" if rsq else "sdpa"
     if rsq and options.rotate:
@@ -98,9 +99,3 @@ def make_compressor(
             seed=seed,
         )
     )
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

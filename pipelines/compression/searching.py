@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...pruners.models.device import pick_device
 from ...pruners.models.streamed_model import StreamedModel
 from ...pruners.rules import count_of
 from ...pruners.weight.erk import erk_densities
@@ -37,7 +38,7 @@ def search(
     fitness of the start and of the best (KL to the dense model, nats a token), the best
     so far after each generation, evaluations and their limit.
     """
-    model = StreamedModel(folder, device=options.device or _device(), dtype=options.dtype)
+    model = StreamedModel(folder, device=pick_device(options.device), dtype=options.dtype)
     parts = planned_parts(model, options)
     active = active_parts(parts, model.layers, options)
     units = plan_units(active, options)
@@ -114,9 +115,3 @@ def _maker(model: StreamedModel, options: SearchBudgetsOptions, seed: int) -> An
         return MatrixCompressor(matrix)
 
     return make
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

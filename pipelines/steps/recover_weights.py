@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ...errors import InputError, RecipeError
+from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter
 from ..compression.model_tables import MODEL_STEPS, model_folder, model_source
 from ..compression.tables import COMPRESSED
@@ -139,7 +140,7 @@ def finish(job: Job, writer: TableWriter) -> None:
 
     options: RecoverWeightsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
-    table, device = job.input("model"), _device(options.device)
+    table, device = job.input("model"), pick_device(options.device)
     source = model_folder(table)
     model = WholeModel(source, device=device)
     pad, mask = _marks(source, model.causal)
@@ -179,12 +180,6 @@ def finish(job: Job, writer: TableWriter) -> None:
             writer.attach(path.name, path)
     job.plan.notes["recovery"] = made.figures  # type: ignore[index]  # a dict that `plan` made
     write_whole(writer, _rows(table, options.method, given_back=not made.changed))
-
-
-def _device(named: str | None) -> str:
-    import torch
-
-    return named or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _dense(job: Job, device: str) -> Any:

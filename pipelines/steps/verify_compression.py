@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from ...errors import InputError, RecipeError
+from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter
 from ..compression.verify_tables import COMPRESSED_STEPS, VERIFY
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
@@ -101,8 +102,6 @@ def plan(
 
 def finish(job: Job, writer: TableWriter) -> None:
     """Judge the models and write a row for each; the sizes stand in an attachment."""
-    import torch
-
     from ..compression.gate import same_budget
     from ..compression.journal import work_folder
     from ..compression.verify import Candidate, VerifyPlan, verify
@@ -117,7 +116,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         control = Candidate(*_packed(job, "control", options))
     names = set(VerifyPlan.__dataclass_fields__) & set(VerifyCompressionOptions.model_fields)
     shared = options.model_dump(include=names - {"device"})
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(options.device)
     made = verify(
         Path(job.plan.payload),
         Candidate(*_packed(job, "model", options)),

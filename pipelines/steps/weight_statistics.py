@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from ...errors import InputError
+from ...pruners.models.device import pick_device
 from ...storage import Table
 from ..compression.model_tables import MODEL_STEPS, model_source
 from ..compression.tables import STATISTICS
@@ -147,7 +148,7 @@ def shard(job: Job, index: int, out: Rows) -> None:
     source, ranges = job.plan.payload
     start, stop = ranges[index]
     wanted = frozenset(job.plan.identity["statistics"])
-    model = StreamedModel(source, device=_device(options.device), dtype=options.dtype)
+    model = StreamedModel(source, device=pick_device(options.device), dtype=options.dtype)
     rows = _rows(job.input("rows"), start, stop, model.config)
     folder = work_folder(job.key, index)
     journal = LayerJournal(folder / "statistics")
@@ -208,12 +209,6 @@ def _gradients(
     made = GradientPass(model, rows, folder, wanted)
     made.run()
     return made
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _rows(table: Table, start: int, stop: int, config: Any) -> list[Ints]:

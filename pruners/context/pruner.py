@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...errors import InputError
+from ..models.device import pick_device
 from ..signals.context import Batching, ContextSignals, Forward, Scorer, make_pairs
 from .options import Pattern, PruneOptions
 from .provence import Aggregation, OnEmpty
@@ -273,15 +274,6 @@ def _scored(
             )
         )
     return made
-
-
-def pick_device(device: str | None) -> str:
-    """ "auto" or None to "cuda" where there is one, else "cpu"; other names as they are."""
-    if device not in (None, "auto"):
-        return str(device)
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pick_dtype(device: str, dtype: str | None) -> str:

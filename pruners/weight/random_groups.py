@@ -19,6 +19,7 @@ from ..contract import (
     check_fraction,
 )
 from .group_selection import keep_of_parts
+from .random_weights import RandomWeights
 
 _REASONS = ("drawn", "not_drawn")
 
@@ -70,39 +71,13 @@ class RandomExperts(RandomGroups):
     unit: ClassVar[Unit] = "expert"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RandomLayers:
+class RandomLayers(RandomWeights):
     """Keep random layers, each as likely as any other.
 
     score = a uniform number drawn from (seed, id).
 
     Relations: the control of `block_influence`.
-
-    Attributes
-    ----------
-    keep
-        Share of the layers to keep; exactly ceil(keep * layers).
     """
 
+    __slots__ = ()
     unit: ClassVar[Unit] = "layer"
-    needs: ClassVar[frozenset[str]] = frozenset({"id"})
-    optional: ClassVar[frozenset[str]] = frozenset()
-    budget: ClassVar[Budget] = Budget("keep", "fraction")
-    scope: ClassVar[Scope] = "table"
-    group: ClassVar[str | None] = None
-    keep: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_fraction("keep", self.keep)
-
-    def importance(self, *, seed: int, ids: IntArray) -> FloatArray:
-        """A uniform number for each id (N,) int64, (N,) float32."""
-        return rules.uniform(seed, ids).astype(np.float32)
-
-    def __call__(self, signals: Signals, *, seed: int) -> Selection:
-        """Decide for N layers; raises InputError where `id` is missing."""
-        ids = signals.require(self.needs)["id"]
-        score = self.importance(seed=seed, ids=ids)
-        keep, border = rules.top_fraction(score, ids, self.keep)
-        held = np.full(len(ids), border, np.float32)
-        return Selection(keep, score, (~keep).astype(np.uint8), _REASONS, held)
