@@ -101,7 +101,18 @@ def test_a_bias_that_cannot_be_leaves_nothing_behind(store, tmp_path):
         store.table("mended")
 
 
-def test_single_weights_are_not_its_business(store, tmp_path):
+@pytest.mark.parametrize("how", ["bias", "refit"])
+def test_single_weights_are_not_its_business(store, tmp_path, how):
     stage = Stage(store, saved_model(tmp_path, "llama"), method="magnitude")
     with pytest.raises(InputError, match="found none removed"):
-        stage.compensate(stage.compress(), model=stage.model)
+        stage.compensate(stage.compress(), model=stage.model, compensate=how)
+
+
+def test_by_default_a_model_without_removed_groups_is_handed_on(store, tmp_path):
+    stage = Stage(store, saved_model(tmp_path, "llama"), method="magnitude")
+    before = stage.compress()
+    after = stage.compensate(before, model=stage.model)
+    assert [(item["name"], item["sha256"]) for item in after.attachments] == [
+        (item["name"], item["sha256"]) for item in before.attachments
+    ]
+    assert store.table(after.key).to_table().equals(store.table(before.key).to_table())
