@@ -16,8 +16,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from ...errors import InputError, ModelError
+from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter, row_id
 from ..compression.model_tables import MODEL_STEPS, model_source
+from ..compression.work import alone, remove_work, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -71,7 +73,7 @@ class ActivationThresholdsOptions(StepOptions):
     tokens_a_batch
         Padded tokens in a batch at most.
     device, dtype
-        Where and in what numbers it is computed.
+        Where it is computed (a GPU where there is one, unless told), and in what numbers.
     """
 
     method: Literal["cats", "chess", "teal", "ppl_p"] = "cats"
@@ -142,18 +144,19 @@ def _judged(inputs: Mapping[str, Table]) -> str:
     return inputs["evaluation" if "evaluation" in inputs else "rows"].manifest.name
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Find the thresholds, judge them beside the dense model, attach and write."""
     from ...pruners.models.sparse_activation import save_thresholds
     from ...pruners.models.streamed_model import StreamedModel
     from ..compression.activation import ThresholdSearch, find_thresholds, thresholds_of
-    from ..compression.journal import LayerJournal, work_folder
+    from ..compression.journal import LayerJournal
     from ..compression.walk import batches_of
 
     options: ActivationThresholdsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
     folder, vocabulary = job.plan.payload
-    model = StreamedModel(folder, device=options.device or "cpu", dtype=options.dtype)
+    model = StreamedModel(folder, device=pick_device(options.device), dtype=options.dtype)
     rows, _ = _rows(job.input("rows"), vocabulary)
     batches = batches_of(rows, tokens=options.tokens_a_batch)
     journal = LayerJournal(work_folder(job.key, _SEARCH))
@@ -188,7 +191,6 @@ class _Judge:
     """The model's loss over the rows judged on, under some thresholds."""
 
     def __init__(self, job: Job, model: StreamedModel, vocabulary: int) -> None:
-        from ..compression.journal import work_folder
         from ..compression.walk import batches_of
 
         options: ActivationThresholdsOptions = job.options  # type: ignore[assignment]
@@ -286,16 +288,6 @@ def _places(
     return made
 
 
-def cleanup(key: str) -> None:
-    """Remove the layers of a walk that is complete."""
-    import shutil
-
-    from ..compression.journal import work_folder
-
-    for part in (_SEARCH, _JUDGE):
-        shutil.rmtree(work_folder(key, part), ignore_errors=True)
-
-
 SPEC = StepSpec(
     name="activation_thresholds",
     version=1,
@@ -307,6 +299,6 @@ SPEC = StepSpec(
     },
     plan=plan,
     finish=finish,
-    cleanup=cleanup,
+    cleanup=remove_work,
     about="Sizes under which activations may be left out, and what that costs.",
 )

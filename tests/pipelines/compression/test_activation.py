@@ -19,6 +19,7 @@ from prunery.pipelines.compression.tables import CALIBRATION
 from prunery.pipelines.compression.walk import batches_of
 from prunery.pipelines.engine import StepContext
 from prunery.pipelines.steps import STEPS
+from prunery.pruners.models import streamed_model
 from prunery.pruners.models.sparse_activation import (
     FILE,
     Site,
@@ -293,6 +294,22 @@ def test_the_step_writes_what_a_loaded_model_can_use(store, tmp_path, method):
         assert model["sparse_loss"] != model["dense_loss"]
     assert not list((tmp_path / "cache").glob("compression/*"))
     assert run(store, folder, {"evaluation": "held_out"}, method=method, **options) == manifest
+
+
+def test_the_device_is_picked_as_in_the_other_steps(store, tmp_path, monkeypatch):
+    """No name means what `pick_device` says; a name is handed on."""
+    folder, asked = saved_model(tmp_path, "llama"), []
+    real = streamed_model.StreamedModel
+
+    def watched(source, *, device, dtype):
+        asked.append(device)
+        return real(source, device="cpu", dtype=dtype)
+
+    monkeypatch.setattr(streamed_model, "StreamedModel", watched)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    run(store, folder, method="cats")
+    run(store, folder, method="cats", sparsity=0.3, device="cpu")
+    assert asked == ["cuda", "cpu"]
 
 
 def test_a_killed_search_goes_on(store, tmp_path, monkeypatch):
