@@ -50,9 +50,9 @@ from prunery.pruners.signals.context import (
     CPU_BATCHING,
     Scorer,
     TorchForward,
-    batch_arrays,
     make_pairs,
 )
+from prunery.pruners.signals.context_blocks import batch_arrays
 from prunery.pruners.signals.onnx_forward import onnx_forward
 
 HERE = Path(__file__).resolve().parent
@@ -175,7 +175,9 @@ def bare(loaded: LoadedProvence, packed: Packed) -> float:
     """Seconds of the encoder alone, arrays made beforehand."""
     made = []
     for group in exact_groups(packed):
-        ids, _, types = batch_arrays(packed, group, int(packed.block_length[group[0]]))
+        ids, _, types = batch_arrays(
+            [(packed, int(block)) for block in group], int(packed.block_length[group[0]])
+        )
         made.append((torch.from_numpy(ids), torch.from_numpy(types)))
     extra = loaded.config.token_types
     start = time.perf_counter()
@@ -361,8 +363,9 @@ def _warm_up(runs: Any, networks: Any, packed: Packed, questions: Any, passages:
         run.run(questions[:2], passages[:2])
         run.network.clear()
     few = np.flatnonzero(packed.block_pair < 4)
+    blocks = [(packed, int(block)) for block in few]
     for loaded in networks.values():
-        TorchForward(loaded.model)(*batch_arrays(packed, few, int(packed.block_length[few].max())))
+        TorchForward(loaded.model)(*batch_arrays(blocks, int(packed.block_length[few].max())))
 
 
 def _same_weights(last: dict[str, Any], ours: list[list[PrunedPassage]]) -> dict[str, float]:

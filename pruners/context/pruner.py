@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...errors import InputError
+from ...errors import InputError, ModelError
+from ..contract import BoolArray, IntArray
 from ..models.device import pick_device
-from ..signals.context import Batching, ContextSignals, Forward, Scorer, make_pairs
+from ..signals.context import Batching, ContextSignals, Forward, Scorer, gather, make_pairs
+from ..signals.context_blocks import BlockScores, not_finite
 from .options import Pattern, PruneOptions
+from .packing import Pair
 from .provence import Aggregation, OnEmpty
 from .result import PrunedPassage, ScoredPassage, decide, rethreshold
 
@@ -217,6 +221,21 @@ class ContextPruner:
         titles: Sequence[Sequence[str | None] | None] | Literal["first_sentence"] | None = None,
     ) -> list[ScoredPassage]:
         """Run the network and decide nothing: what `decide` needs, question by question."""
+        prepared = self.prepare(questions, passages_per_question, titles=titles)
+        self._scorer.run(prepared.scores, batching=self._batching)
+        return prepared.passages()
+
+    def prepare(
+        self,
+        questions: Sequence[str],
+        passages_per_question: Sequence[Sequence[str]],
+        *,
+        titles: Sequence[Sequence[str | None] | None] | Literal["first_sentence"] | None = None,
+    ) -> PreparedPassages:
+        """Cut, tokenise and pack, and run nothing: a service puts blocks of many calls together.
+
+        Raises InputError as `prune` does.
+        """
         if isinstance(titles, str) and titles != "first_sentence":
             raise InputError(
                 f"`titles` must be a list, None or 'first_sentence'; found {titles!r:.80}."
@@ -224,15 +243,77 @@ class ContextPruner:
         first = titles == "first_sentence"
         given = None if first or isinstance(titles, str) else titles
         pairs, question = make_pairs(questions, passages_per_question, given)
-        signals = self._scorer(pairs, question, batching=self._batching)
-        places = [place for own in passages_per_question for place in range(len(own))]
-        texts = [(pair.passage, pair.title) for pair in pairs]
-        config = self._loaded.config
-        return _scored(signals, places, texts, first, config.threshold, config.aggregation)
+        scores, place = self._scorer.prepare(pairs)
+        numbers = [number for own in passages_per_question for number in range(len(own))]
+        return PreparedPassages(scores, pairs, question, place, numbers, first, self.config)
+
+    @property
+    def scorer(self) -> Scorer:
+        """The network with its tokens, frame and batching."""
+        return self._scorer
 
     def rethreshold(self, results: Sequence[PrunedPassage], **changes: Any) -> list[PrunedPassage]:
         """Decide again for one question's results without the model; see `result.rethreshold`."""
         return rethreshold(results, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPassages:
+    """Passages of some questions, tokenised and packed.
+
+    Attributes
+    ----------
+    scores
+        Of the distinct pairs of question, title and passage; run its blocks, then ask for
+        `passages`.
+    pairs
+        As given, P of them; `question` and `index` (P,) are the places of each in the call.
+    place
+        (P,) int64, number of each pair among the distinct ones.
+    title_first
+        Whether each passage opens with its title.
+    config
+        The checkpoint's `ProvenceConfig`.
+    """
+
+    scores: BlockScores
+    pairs: Sequence[Pair]
+    question: IntArray
+    place: IntArray
+    index: Sequence[int]
+    title_first: bool
+    config: Any
+
+    @property
+    def finite(self) -> BoolArray:
+        """(P,) bool, whether each passage's scores are numbers."""
+        return self.scores.finite[self.place]
+
+    def passages(self) -> list[ScoredPassage]:
+        """What `decide` needs of every passage, question by question.
+
+        Raises ModelError where a score is not finite, or not all blocks were run.
+        """
+        if not self.scores.finite.all():
+            raise not_finite()
+        return [one for one in self.finite_passages() if one is not None]
+
+    def finite_passages(self) -> list[ScoredPassage | None]:
+        """As `passages`, with None for a passage whose scores are not finite."""
+        if self.scores.left:
+            raise ModelError(f"{self.scores.left} blocks have no score yet; run them first.")
+        signals = gather(self.scores, self.place, self.question)
+        texts = [(pair.passage, pair.title) for pair in self.pairs]
+        made = _scored(
+            signals,
+            self.index,
+            texts,
+            self.title_first,
+            self.config.threshold,
+            self.config.aggregation,
+        )
+        fine = self.finite
+        return [one if fine[number] else None for number, one in enumerate(made)]
 
 
 def _scored(

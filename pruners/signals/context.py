@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ...errors import InputError, ModelError
+from ...errors import InputError
 from ..context.packing import Frame, Packed, Pair, Span, TokenSource, pack
 from ..contract import Array, FloatArray, IntArray, Signals
 from ..ragged import segment_mean
+from .context_blocks import BlockScores, batch_arrays, not_finite
 
 LOGIT_WITHOUT_TEXT = np.float32(-100.0)
 """Ranking score of a passage without a single token: no model ran, and it ranks last."""
@@ -243,13 +244,21 @@ class Scorer:
         self, pairs: Sequence[Pair], question: IntArray, *, batching: Batching | None = None
     ) -> ContextSignals:
         """Score pairs; equal ones once. `question` (P,) is passed through."""
+        scores, place = self.prepare(pairs)
+        self.run(scores, batching=batching)
+        if not scores.finite.all():
+            raise not_finite()
+        return gather(scores, place, question)
+
+    def prepare(self, pairs: Sequence[Pair]) -> tuple[BlockScores, IntArray]:
+        """Tokenise and pack the distinct pairs; and the number of each given one among them."""
         first: dict[Pair, int] = {}
         place = np.array([first.setdefault(pair, len(first)) for pair in pairs], np.int64)
-        packed = pack(list(first), self.source, self.frame)
-        made = _score(packed, self.forward, batching or self.batching)
-        if len(first) == len(pairs):
-            return _gather(made, np.arange(len(pairs)), question)
-        return _gather(made, place, question)
+        return BlockScores(pack(list(first), self.source, self.frame)), place
+
+    def run(self, scores: BlockScores, *, batching: Batching | None = None) -> None:
+        """Score all blocks, in batches of their own."""
+        _run(scores, self.forward, batching or self.batching)
 
 
 def make_pairs(
@@ -324,77 +333,30 @@ def batches(lengths: IntArray, batching: Batching) -> Iterator[IntArray]:
         start = stop
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    packed: Packed
-    relevance: FloatArray
-    blocks: IntArray
-    title: FloatArray
-    tokens: FloatArray
-
-
-def _score(packed: Packed, forward: Forward, batching: Batching) -> _Scored:
-    pairs = len(packed.question_ids)
-    relevance = np.full(pairs, -np.inf, np.float32)
-    title = np.zeros(pairs, np.float32)
-    token = np.zeros(len(packed.ids), np.float32)
-    lengths = packed.block_length
-    first_block = np.zeros(len(packed.block_pair), np.bool_)
-    first_block[np.unique(packed.block_pair, return_index=True)[1]] = True
+def _run(scores: BlockScores, forward: Forward, batching: Batching) -> None:
+    lengths = scores.lengths
     for group in batches(lengths, batching):
-        ids, mask, types = batch_arrays(packed, group, int(lengths[group[0]]))
-        rank, keep = forward(ids, mask, types)
-        _check_finite(rank, keep, mask)
-        np.maximum.at(relevance, packed.block_pair[group], rank)
-        for row, block in enumerate(group):
-            pair = int(packed.block_pair[block])
-            begin, end = packed.block_start[block], packed.block_end[block]
-            body = packed.body_start(pair)
-            token[begin:end] = keep[row, body : body + end - begin]
-            if first_block[block] and len(packed.title_ids[pair]):
-                title[pair] = _sigmoid(keep[row, packed.question_end(pair) : body]).mean()
-    relevance[np.isneginf(relevance)] = LOGIT_WITHOUT_TEXT
-    blocks = np.bincount(packed.block_pair, minlength=pairs).astype(np.int64)
-    return _Scored(packed, relevance, blocks, title, _sigmoid(token))
+        blocks = [(scores.packed, int(block)) for block in group]
+        rank, keep = forward(*batch_arrays(blocks, int(lengths[group[0]])))
+        for row, (_, block) in enumerate(blocks):
+            scores.put(block, float(rank[row]), keep[row])
 
 
-def batch_arrays(packed: Packed, group: IntArray, width: int) -> tuple[Array, Array, Array]:
-    """Ids, attention mask and token types (B, width) int64 of some blocks, padded right."""
-    ids = np.full((len(group), width), packed.frame.pad, np.int64)
-    types = np.zeros((len(group), width), np.int64)
-    mask = np.zeros((len(group), width), np.int64)
-    for row, block in enumerate(group):
-        mask[row, : packed.write_block(int(block), ids[row], types[row])] = 1
-    return ids, mask, types
+def gather(scores: BlockScores, place: IntArray, question: IntArray) -> ContextSignals:
+    """Results of distinct pairs laid out for the pairs as they were given.
 
-
-def _check_finite(rank: FloatArray, keep: FloatArray, mask: Array) -> None:
-    if np.isfinite(rank).all() and (np.isfinite(keep) | (mask == 0)).all():
-        return
-    raise ModelError(
-        "the network gave a score that is not finite. Load it in float32, or check the"
-        " checkpoint's weights; no score is made up in its place."
-    )
-
-
-def _sigmoid(logit: FloatArray) -> FloatArray:
-    """1 / (1 + exp(-x)), float32, without overflow."""
-    half = np.tanh(logit.astype(np.float64) * 0.5)
-    return (0.5 * (1.0 + half)).astype(np.float32)
-
-
-def _gather(made: _Scored, place: IntArray, question: IntArray) -> ContextSignals:
-    """Results of distinct pairs laid out for the pairs as they were given."""
-    if len(place) == len(made.relevance) and (place == np.arange(len(place))).all():
-        packed, token = made.packed, made.tokens
-    else:
-        packed, token = _repeat(made.packed, made.tokens, place)
+    `place` (P,) is the number of each given pair among the distinct ones, `question` (P,) that of
+    its question. Numbers of a pair whose scores are not finite mean nothing.
+    """
+    packed, token = scores.packed, scores.token_keep_probability()
+    if len(place) != len(scores.finite) or (place != np.arange(len(place))).any():
+        packed, token = _repeat(packed, token, place)
     mean = segment_mean(token, packed.token_offset)
     return ContextSignals(
         question=question,
-        relevance_logit=made.relevance[place],
-        blocks=made.blocks[place],
-        title_keep_probability=made.title[place],
+        relevance_logit=scores.relevance_logit(LOGIT_WITHOUT_TEXT)[place],
+        blocks=scores.blocks[place],
+        title_keep_probability=scores.title_keep_probability[place],
         packed=packed,
         keep_probability=np.clip(mean, 0.0, 1.0).astype(np.float32),
         token_keep_probability=token,
