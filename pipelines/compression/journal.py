@@ -1,9 +1,8 @@
 """How far a walk through the layers has come, kept so that a killed one goes on.
 
-The folder lies under the cache (`PRUNERY_CACHE`, else `~/.cache/prunery`), named by the key of
-the table in the making. A layer's tensors and rows are written, flushed and renamed into place
-before the state says that it is done; what flows from layer to layer (hidden states, a file a
-batch) stays until the layer after it is done.
+The folder is one of work.py's. A layer's tensors and rows are written, flushed and renamed into
+place before the state says that it is done; what flows from layer to layer (hidden states, a file
+a batch) stays until the layer after it is done.
 """
 
 from __future__ import annotations
@@ -11,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ...errors import StoreError
 from ...storage.ids import file_digest
-
-
-def work_folder(key: str, part: int = 0) -> Path:
-    """Where unfinished layers of a table lie."""
-    home = os.environ.get("PRUNERY_CACHE") or Path.home() / ".cache" / "prunery"
-    return Path(home, "compression", f"{key[:32]}-{part}")
 
 
 class LayerJournal:
@@ -112,23 +107,39 @@ class LayerJournal:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # One entry of metadata: two would change places from run to run.
-    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(dict(tensors), made, metadata={"format": "pt"})
-    with made.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(made, path)
+    with _unfinished(path) as made:
+        # One entry of metadata: two would change places from run to run.
+        save_file(dict(tensors), made, metadata={"format": "pt"})
+        with made.open("rb+") as file:
+            os.fsync(file.fileno())
 
 
 def _replace(path: Path, content: bytes) -> None:
-    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with made.open("wb") as file:
+    with _unfinished(path) as made, made.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(made, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A file beside `path` that takes its place when the block ends without an error.
+
+    Raises StoreError where it cannot be written, and leaves nothing of it then.
+    """
+    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield made
+        os.replace(made, path)
+    except (OSError, SafetensorError) as error:
+        made.unlink(missing_ok=True)
+        raise StoreError(
+            f"{path}: expected to write the work of a layer, found: {error}. Free some space, or"
+            " set PRUNERY_CACHE to a folder on a disk with more, and run again: in the same"
+            " folder, layers that are done are not made again."
+        ) from error

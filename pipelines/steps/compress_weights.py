@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..compression.apply_options import CompressWeightsOptions
 from ..compression.calibration import IGNORED
 from ..compression.model_tables import MODEL_STEPS, attach_model, model_source
 from ..compression.tables import COMPRESSED
+from ..compression.work import alone, remove_work, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -41,12 +41,13 @@ def plan(
     return Plan(COMPRESSED, None, identity, {"model": digest}, payload=source, notes=notes)
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Walk, write the model's files and its rows."""
     from ...pruners.signals.block_statistics import TokenWeights
     from ..compression.apply import compress_layers, compressed_rows, write_compressed
     from ..compression.compressors import make_compressor, open_model
-    from ..compression.journal import LayerJournal, work_folder
+    from ..compression.journal import LayerJournal
 
     options: CompressWeightsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
@@ -68,7 +69,8 @@ def finish(job: Job, writer: TableWriter) -> None:
         weights=TokenWeights(options.token_minimum, options.token_power),
     )
     made = compressed_rows(journal, model.layers)
-    with tempfile.TemporaryDirectory(prefix="prunery-model-", dir=_near(work)) as folder:
+    # Beside the layers: a disk with room for a model, and a folder that does not outlive them.
+    with tempfile.TemporaryDirectory(prefix="prunery-model-", dir=work) as folder:
         files = write_compressed(model, journal, compressor.config(), Path(folder))
         attach_model(writer, files)
     write_whole(writer, pa.Table.from_pylist([_row(row) for row in made], COMPRESSED))
@@ -115,22 +117,8 @@ def _gradients(job: Job, wanted: frozenset[str]) -> Callable[[int], LayerStatist
     return read
 
 
-def _near(work: Path) -> Path:
-    """The folder that holds the unfinished layers: on the same disk, and with room for a model."""
-    return work.parent
-
-
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"id": row_id("compress_weights", row["layer"], row["module"], row["unit"]), **row}
-
-
-def cleanup(key: str) -> None:
-    """Remove the layers of a walk that is complete."""
-    from ..compression.journal import work_folder
-
-    work = work_folder(key)
-    for folder in (work, work.with_name(f"{work.name}-rotated")):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 SPEC = StepSpec(
@@ -145,6 +133,6 @@ SPEC = StepSpec(
     },
     plan=plan,
     finish=finish,
-    cleanup=cleanup,
+    cleanup=remove_work,
     about="A plan carried out on a model, layer by layer.",
 )

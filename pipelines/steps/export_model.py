@@ -13,6 +13,7 @@ import pyarrow as pa
 from ...errors import InputError
 from ...storage import Table, TableWriter
 from ..compression.verify_tables import COMPRESSED_STEPS, EXPORTED
+from ..compression.work import alone, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, write_whole
 
 
@@ -64,10 +65,10 @@ def plan(options: ExportModelOptions, inputs: Mapping[str, Table], context: Step
     return Plan(EXPORTED, None, identity, models, payload=dense)
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Pack the model, attach its files, and put a copy where it was asked for."""
     from ..compression.export import pack_options, size_rows
-    from ..compression.journal import work_folder
     from ..compression.model_tables import attach_model
     from ..compression.packing import pack_model
 

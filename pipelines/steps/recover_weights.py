@@ -16,6 +16,7 @@ from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter
 from ..compression.model_tables import MODEL_STEPS, model_folder, model_source
 from ..compression.tables import COMPRESSED
+from ..compression.work import alone, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -125,12 +126,12 @@ def _check_tokens(inputs: Mapping[str, Table]) -> None:
         )
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Train, then attach the model's files and write its rows.
 
     A run that is stopped leaves nothing; the next one trains from the start, to the same bytes.
     """
-    from ..compression.journal import work_folder
     from ..compression.model_tables import attach_model
     from ..compression.recovery import recover
     from ..compression.recovery_rows import read_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from ...storage import Table, TableWriter
 from ..compression.model_tables import MODEL_STEPS, model_source
 from ..compression.search_options import SearchBudgetsOptions
 from ..compression.tables import PLAN
+from ..compression.work import alone, remove_work, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -33,6 +33,7 @@ def plan(options: SearchBudgetsOptions, inputs: Mapping[str, Table], context: St
     return Plan(PLAN, None, identity, {"model": found.sha256}, payload=str(found.path), notes=notes)
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Search, and write the best budget's rows; a killed search goes on from its answers.
 
@@ -43,7 +44,6 @@ def finish(job: Job, writer: TableWriter) -> None:
     InputError
         Statistics that the method needs are missing, or there are no rows.
     """
-    from ..compression.journal import work_folder
     from ..compression.searching import search
 
     options: SearchBudgetsOptions = job.options  # type: ignore[assignment]
@@ -69,13 +69,6 @@ def _attach(writer: TableWriter, found: Mapping[str, Any]) -> None:
         writer.attach(FOUND, path)
 
 
-def cleanup(key: str) -> None:
-    """Remove the levels and answers of a search that is complete."""
-    from ..compression.journal import work_folder
-
-    shutil.rmtree(work_folder(key), ignore_errors=True)
-
-
 SPEC = StepSpec(
     name="search_budgets",
     version=1,
@@ -87,6 +80,6 @@ SPEC = StepSpec(
     },
     plan=plan,
     finish=finish,
-    cleanup=cleanup,
+    cleanup=remove_work,
     about="How much of each part of a model stays, by evolution over whole models.",
 )

@@ -15,6 +15,7 @@ from ...errors import InputError, RecipeError
 from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter
 from ..compression.verify_tables import COMPRESSED_STEPS, VERIFY
+from ..compression.work import alone, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 
 _SAME_SHARE = 0.02  # how far the control's kept share may be from the model's
@@ -100,10 +101,10 @@ def plan(
     return Plan(VERIFY, None, identity, {"dense": found.sha256}, payload=str(found.path))
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Judge the models and write a row for each; the sizes stand in an attachment."""
     from ..compression.gate import same_budget
-    from ..compression.journal import work_folder
     from ..compression.verify import Candidate, VerifyPlan, verify
 
     options: VerifyCompressionOptions = job.options  # type: ignore[assignment]

@@ -7,8 +7,8 @@ share; a shard that is killed goes on at the layer where it stood.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from ...pruners.models.device import pick_device
 from ...storage import Table
 from ..compression.model_tables import MODEL_STEPS, model_source
 from ..compression.tables import STATISTICS
+from ..compression.work import remove_work, working
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 from ..models import resolved_causal
 from ..tables import shard_ranges
@@ -139,8 +140,13 @@ def plan(
 
 def shard(job: Job, index: int, out: Rows) -> None:
     """Walk through the model with one part of the rows, and write its layers."""
+    with working(job.key, index) as folder:
+        _shard(job, index, out, folder)
+
+
+def _shard(job: Job, index: int, out: Rows, folder: Path) -> None:
     from ...pruners.models.streamed_model import StreamedModel
-    from ..compression.journal import LayerJournal, work_folder
+    from ..compression.journal import LayerJournal
     from ..compression.statistics import keyed, statistics_rows
 
     options: WeightStatisticsOptions = job.options  # type: ignore[assignment]
@@ -150,7 +156,6 @@ def shard(job: Job, index: int, out: Rows) -> None:
     wanted = frozenset(job.plan.identity["statistics"])
     model = StreamedModel(source, device=pick_device(options.device), dtype=options.dtype)
     rows = _rows(job.input("rows"), start, stop, model.config)
-    folder = work_folder(job.key, index)
     journal = LayerJournal(folder / "statistics")
     _walk(model, rows, journal, wanted, options)
     gradients = _gradients(model, rows, folder / "gradients", wanted)
@@ -165,15 +170,6 @@ def shard(job: Job, index: int, out: Rows) -> None:
     # Of a shard that is done, the layers stay until the table is committed; the rest is large.
     for path in folder.rglob("hidden-*.safetensors"):
         path.unlink()
-
-
-def cleanup(key: str) -> None:
-    """Remove what all parts of a committed table left on this machine."""
-    from ..compression.journal import work_folder
-
-    first = work_folder(key)
-    for folder in first.parent.glob(first.name.rpartition("-")[0] + "-*"):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _walk(
@@ -261,6 +257,6 @@ SPEC = StepSpec(
     },
     plan=plan,
     shard=shard,
-    cleanup=cleanup,
+    cleanup=remove_work,
     about="What passes through every layer of a model, summed over calibration rows.",
 )

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from prunery.errors import BudgetError, InputError
 from prunery.pipelines.compression import searching
-from prunery.pipelines.compression.journal import work_folder
 from prunery.pipelines.compression.parts import model_parts
 from prunery.pipelines.compression.plan import Sources, make_plan, row_of
 from prunery.pipelines.compression.plan_options import PlanOptions
 from prunery.pipelines.compression.search_options import SearchBudgetsOptions
 from prunery.pipelines.compression.supernet import LevelStore, Supernet, segments
 from prunery.pipelines.compression.tables import CALIBRATION, PLAN
+from prunery.pipelines.compression.work import work_folder
 from prunery.pipelines.engine import StepContext
 from prunery.pipelines.steps.search_budgets import FOUND, SPEC
 from prunery.pruners.models.streamed_model import StreamedModel

@@ -14,7 +14,7 @@ import torch
 
 from prunery.errors import InputError, ModelError, StoreError
 from prunery.pipelines.compression import statistics as module
-from prunery.pipelines.compression.journal import LayerJournal, work_folder
+from prunery.pipelines.compression.journal import LayerJournal
 from prunery.pipelines.compression.statistics import (
     StatisticsTable,
     keyed,
@@ -24,6 +24,7 @@ from prunery.pipelines.compression.statistics import (
 )
 from prunery.pipelines.compression.tables import CALIBRATION, STATISTICS
 from prunery.pipelines.compression.walk import batches_of, walk
+from prunery.pipelines.compression.work import work_folder
 from prunery.pipelines.engine import StepContext, run_shard, table_key
 from prunery.pipelines.steps import STEPS
 from prunery.pipelines.steps.weight_statistics import Statistic
