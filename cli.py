@@ -457,6 +457,36 @@ def export(
     typer.echo(f"{out / result.manifest['data']}: {line.format(**result.manifest)}")
 
 
+@app.command()
+def doctor(
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="A context pruner that must load; repeatable."),
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check the machine, the store, models and Prefect, and say what to do; exit 1 on a failure."""
+    from .pipelines.doctor import examine
+    from .storage import Store
+
+    made = []
+    for one in examine(
+        store or Store.default_uri(),
+        models=models or ["default"],
+        prefect_url=os.environ.get("PREFECT_API_URL"),
+    ):
+        made.append(one)
+        if not as_json:
+            typer.echo(f"{one.state:>4}  {one.name:<14}  {one.found}")
+            if one.advice:
+                typer.echo(f"{'':>22}{one.advice}")
+    if as_json:
+        _print_json([_plain(one) for one in made])
+    if any(one.state == "fail" for one in made):
+        raise typer.Exit(FAILED)
+
+
 @train_app.command("provence")
 def train_provence(
     rows: Annotated[Path, typer.Option(help="Training rows, JSON lines or Parquet.")],
