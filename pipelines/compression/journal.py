@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import StoreError
 from ...storage.ids import file_digest
+from .model_tables import save_tensors
 
 
 class LayerJournal:
@@ -108,8 +108,7 @@ class LayerJournal:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with _unfinished(path) as made:
-        # One entry of metadata: two would change places from run to run.
-        save_file(dict(tensors), made, metadata={"format": "pt"})
+        save_tensors(tensors, made)
         with made.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -136,7 +135,7 @@ def _unfinished(path: Path) -> Iterator[Path]:
     try:
         yield made
         os.replace(made, path)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         made.unlink(missing_ok=True)
         raise StoreError(
             f"{path}: expected to write the work of a layer, found: {error}. Free some space, or"

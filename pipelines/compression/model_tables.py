@@ -6,7 +6,9 @@ and the tokenizer's files: a folder of them loads with transformers as any other
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 INDEX = "model.safetensors.index.json"
 # Files of a model's folder that are no weights and belong to it.
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
+_NUMBER = re.compile(r"os error (\d+)")
 MODEL_STEPS = ("compress_weights", "compensate_weights", "recover_weights", "export_model")
 
 
@@ -62,15 +65,15 @@ def write_model(
         Folder of the source model: tokenizer and generation configuration are copied from it.
 
     Returns the files that were written, in order of name.
-    """
-    from safetensors.torch import save_file
 
+    Raises OSError where one cannot be written.
+    """
     names: dict[str, str] = {}
     total = 0
     for label, tensors in parts:
         file = f"part-{label}.safetensors"
         made = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        save_file(made, folder / file, metadata={"format": "pt"})
+        save_tensors(made, folder / file)
         names |= dict.fromkeys(made, file)
         total += sum(tensor.numel() * tensor.element_size() for tensor in made.values())
     files = sorted(set(names.values()))
@@ -89,6 +92,23 @@ def write_model(
     (folder / "config.json").write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n")
     copy_beside(beside, folder)
     return sorted(path for path in folder.iterdir() if path.is_file())
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write one safetensors file.
+
+    Raises OSError where it cannot be written: safetensors has an error of its own for that, which
+    tells the system's number in words.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        # One entry of metadata: two would change places from run to run.
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = _NUMBER.search(str(error))
+        raise OSError(int(found[1]) if found else errno.EIO, str(error), str(path)) from error
 
 
 def copy_beside(source: Path, folder: Path) -> None:

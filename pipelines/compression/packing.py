@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from ...errors import InputError, ModelError, StoreError
@@ -38,7 +37,6 @@ from .packed_codes import (
 )
 
 Stored = Literal["source", "float32", "bfloat16", "float16"]
-_NUMBER = re.compile(r"os error (\d+)")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -148,13 +146,10 @@ def _disk(folder: Path) -> Iterator[None]:
     """A failure to write as a StoreError that names the folder."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        found = _NUMBER.search(str(error))  # safetensors tells the number in words
-        number = error.errno if isinstance(error, OSError) else None
-        number = number or (int(found[1]) if found else 0)
+    except OSError as error:
         advice = (
             "the disk is full (or a limit is reached): free some"
-            if number in _FULL
+            if error.errno in _FULL
             else "mend that"
         )
         raise StoreError(

@@ -53,10 +53,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Rows of `verify_tables.VERIFY`, and what packing the compressed model did to its size."""
+    """What was found.
+
+    Attributes
+    ----------
+    rows
+        Of `verify_tables.VERIFY`: the same for the same models, rows and seed.
+    sizes
+        What packing the compressed model did to its size.
+    speeds
+        By role, what was measured: another thing in every run.
+    """
 
     rows: list[dict[str, Any]]
     sizes: SizeReport
+    speeds: dict[str, Speed]
 
 
 def verify(
@@ -99,16 +110,16 @@ def _verify(
     sizes = {role: report.after for role, report in reports.items()}
     sizes[DENSE] = sizes_of(dense, layout_of(read_config(dense)))
     made = []
-    for role, folder in folders.items():
+    for role in folders:
         row = _quality(role, names[role], rows, scores, plan) | _size(sizes[role])
-        row |= _speed(folder, plan) | {"tasks": _task_rows(tasks.get(role, {}))}
-        made.append(row)
+        made.append(row | {"tasks": _task_rows(tasks.get(role, {}))})
+    speeds = {role: _speed(folder, plan) for role, folder in folders.items() if plan.speed}
     verdict = _judge(scores, tasks, plan)
     for row in made:
         told = row["role"] == COMPRESSED_MODEL
         row["verdict"] = verdict.word if told else ""
         row["reasons"] = [*verdict.reasons, *_beside(scores)] if told else []
-    return Judged(made, reports[COMPRESSED_MODEL])
+    return Judged(made, reports[COMPRESSED_MODEL], speeds)
 
 
 def _scores(folders: Mapping[str, Path], rows: Rows, plan: VerifyPlan) -> dict[str, RowScores]:
@@ -180,10 +191,8 @@ def _size(sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def _speed(folder: Path, plan: VerifyPlan) -> dict[str, Any]:
-    if not plan.speed:
-        return dict.fromkeys(("prefill", "decode", "peak_memory", "base_memory"))
-    found: Speed = measure(
+def _speed(folder: Path, plan: VerifyPlan) -> Speed:
+    return measure(
         folder,
         prompt=plan.prompt,
         new=plan.new,
@@ -191,12 +200,6 @@ def _speed(folder: Path, plan: VerifyPlan) -> dict[str, Any]:
         device=plan.device,
         threads=plan.threads,
     )
-    return {
-        "prefill": found.prefill,
-        "decode": found.decode,
-        "peak_memory": found.peak_memory,
-        "base_memory": found.base_memory,
-    }
 
 
 def _tasks(folder: Path, plan: VerifyPlan) -> dict[str, TaskScore]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pyarrow as pa
+
+from ...storage import Table
 
 DENSE, COMPRESSED_MODEL, CONTROL = "dense", "compressed", "control"
 COMPRESSED_STEPS = ("compress_weights", "compensate_weights", "recover_weights")
@@ -20,6 +25,22 @@ TASK = pa.struct(
         pa.field("stderr", pa.float64()),
     ]
 )
+# What a run of a model measures differs from run to run, so it is no row: it stands beside the
+# table, by role, as {prefill, decode (tokens a second), peak_memory, base_memory (bytes)}; a role
+# that was not measured is not there. See measure_process.Speed.
+SPEED_FILE = "speed.json"
+SPEEDS = ("prefill", "decode", "peak_memory", "base_memory")
+
+
+def judged_rows(table: Table) -> list[dict[str, Any]]:
+    """Rows of a `verify_compression` table with what was measured; None where nothing was."""
+    measured = json.loads(table.attachment(SPEED_FILE).read_text())
+    return [
+        row | {name: measured.get(row["role"], {}).get(name) for name in SPEEDS}
+        for row in table.to_table().to_pylist()
+    ]
+
+
 # One row a model: dense, compressed, and the control where there is one.
 VERIFY = pa.schema(
     [
@@ -35,10 +56,6 @@ VERIFY = pa.schema(
         _field("noise", pa.float64()),  # standard deviation of the ratio over resampled rows
         _field("ratio_low", pa.float64()),  # 2.5 and 97.5 percent points of it
         _field("ratio_high", pa.float64()),
-        pa.field("prefill", pa.float64()),  # tokens a second; null where not measured
-        pa.field("decode", pa.float64()),
-        pa.field("peak_memory", pa.int64()),  # bytes of the process
-        pa.field("base_memory", pa.int64()),  # before the model was loaded
         _field("file_bytes", pa.int64()),  # of the folder
         _field("parameters", pa.int64()),
         pa.field("zero_share", pa.float64()),  # of the layers' weights

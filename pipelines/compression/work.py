@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 
-from ...errors import PruneryWarning
+from ...errors import PruneryWarning, StoreError
 from ...storage import TableWriter
 from ...storage.locks import FileLock
 from ..engine import Job
@@ -40,8 +41,8 @@ def working(key: str, part: int = 0) -> Iterator[Path]:
     lock = _lock(folder)
     if not lock.try_exclusive():
         warnings.warn(
-            f"{folder}: another process is at work on the same table; waiting for it. Its layers"
-            " are not made again. Stop one of the two if they were not meant to run together.",
+            f"{folder}: another process is at work on the same table; waiting for it to end. Stop"
+            " one of the two if they were not meant to run together.",
             PruneryWarning,
             stacklevel=3,
         )
@@ -61,6 +62,30 @@ def alone(finish: Finish) -> Finish:
             finish(job, writer)
 
     return held
+
+
+@contextmanager
+def unfinished_model(work: Path) -> Iterator[Path]:
+    """An empty folder under `work` to write a model's files in; gone when the block ends.
+
+    It lies beside the layers for the room on that disk, and so as not to outlive them.
+
+    Raises StoreError where a file cannot be written.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="model-", dir=work))
+    try:
+        yield folder
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: expected to write the compressed model there, found: {error}. Free some"
+            " space, or set PRUNERY_CACHE to a folder on a disk with more, and run again. The"
+            " source model is as it was."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            work.rmdir()  # where nothing else lies there
 
 
 def remove_work(key: str) -> None:

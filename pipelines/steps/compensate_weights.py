@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
@@ -14,6 +12,7 @@ from ...errors import InputError
 from ...storage import Table, TableWriter
 from ..compression.model_tables import MODEL_STEPS, attach_model, model_folder, model_source
 from ..compression.tables import COMPRESSED
+from ..compression.work import alone, unfinished_model, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -75,6 +74,7 @@ def _as_it_is(options: CompensateWeightsOptions, table: Table) -> bool:
     return options.compensate == "auto" and all(row["kept"] == row["total"] for row in groups)
 
 
+@alone
 def finish(job: Job, writer: TableWriter) -> None:
     """Compensate, attach the model's files and write its rows."""
     from ...pruners.models.streamed_model import StreamedModel
@@ -97,8 +97,8 @@ def finish(job: Job, writer: TableWriter) -> None:
         how=options.compensate,
         damp=options.damping,
     )
-    with tempfile.TemporaryDirectory(prefix="prunery-compensate-") as folder:
-        attach_model(writer, made.write(Path(folder)))
+    with unfinished_model(work_folder(job.key)) as folder:
+        attach_model(writer, made.write(folder))
     write_whole(writer, pa.Table.from_pylist(made.rows, COMPRESSED))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,7 +13,7 @@ from ..compression.apply_options import CompressWeightsOptions
 from ..compression.calibration import IGNORED
 from ..compression.model_tables import MODEL_STEPS, attach_model, model_source
 from ..compression.tables import COMPRESSED
-from ..compression.work import alone, remove_work, work_folder
+from ..compression.work import alone, remove_work, unfinished_model, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -69,10 +67,8 @@ def finish(job: Job, writer: TableWriter) -> None:
         weights=TokenWeights(options.token_minimum, options.token_power),
     )
     made = compressed_rows(journal, model.layers)
-    # Beside the layers: a disk with room for a model, and a folder that does not outlive them.
-    with tempfile.TemporaryDirectory(prefix="prunery-model-", dir=work) as folder:
-        files = write_compressed(model, journal, compressor.config(), Path(folder))
-        attach_model(writer, files)
+    with unfinished_model(work) as folder:
+        attach_model(writer, write_compressed(model, journal, compressor.config(), folder))
     write_whole(writer, pa.Table.from_pylist([_row(row) for row in made], COMPRESSED))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter
 from ..compression.model_tables import MODEL_STEPS, model_folder, model_source
 from ..compression.tables import COMPRESSED
-from ..compression.work import alone, work_folder
+from ..compression.work import alone, unfinished_model, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 from ..models import resolved_causal
 
@@ -174,8 +173,8 @@ def finish(job: Job, writer: TableWriter) -> None:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if made.changed:
-        with tempfile.TemporaryDirectory(prefix="prunery-recover-") as folder:
-            attach_model(writer, _files(model, made.changed, Path(folder)))
+        with unfinished_model(work) as folder:
+            attach_model(writer, _files(model, made.changed, folder))
     else:
         for path in sorted(source.iterdir()):
             writer.attach(path.name, path)

@@ -13,7 +13,7 @@ from ...storage import Table, TableWriter
 from .. import report
 from ..compression import report as page
 from ..compression.gate import ACCEPTED
-from ..compression.verify_tables import COMPRESSED_MODEL, COMPRESSED_STEPS
+from ..compression.verify_tables import COMPRESSED_MODEL, COMPRESSED_STEPS, judged_rows
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec
 
 _DECISIONS = {"duplicates": "Near-duplicates", "decision": "What was worth training on"}
@@ -50,7 +50,7 @@ def finish(job: Job, writer: TableWriter) -> None:
     """Write the page."""
     options: ReportCompressionOptions = job.options  # type: ignore[assignment]
     verify = job.input("verify")
-    rows = {row["role"]: row for row in verify.to_table().to_pylist()}
+    rows = {row["role"]: row for row in judged_rows(verify)}
     told = rows[COMPRESSED_MODEL]
     sizes = json.loads(verify.attachment("sizes.json").read_text())
     compressed = job.input("model").to_table().to_pylist()

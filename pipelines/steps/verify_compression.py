@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from pydantic import Field
 from ...errors import InputError, RecipeError
 from ...pruners.models.device import pick_device
 from ...storage import Table, TableWriter
-from ..compression.verify_tables import COMPRESSED_STEPS, VERIFY
+from ..compression.verify_tables import COMPRESSED_STEPS, SPEED_FILE, VERIFY
 from ..compression.work import alone, work_folder
 from ..engine import Job, Plan, Slot, StepContext, StepOptions, StepSpec, use_threads, write_whole
 
@@ -51,6 +52,7 @@ class VerifyCompressionOptions(StepOptions):
         Padded tokens of a batch, at most.
     speed, prompt, new, repeats
         Whether speed and memory are measured in a fresh process, with what lengths, how often.
+        They are attached as `speed.json`: no two runs measure the same, and rows stay the same.
     device
         Such as cuda; None is the GPU where there is one.
     """
@@ -103,7 +105,7 @@ def plan(
 
 @alone
 def finish(job: Job, writer: TableWriter) -> None:
-    """Judge the models and write a row for each; the sizes stand in an attachment."""
+    """Judge the models and write a row for each; sizes and speeds stand in attachments."""
     from ..compression.gate import same_budget
     from ..compression.verify import Candidate, VerifyPlan, verify
 
@@ -127,6 +129,8 @@ def finish(job: Job, writer: TableWriter) -> None:
         VerifyPlan(**shared, device=device, threads=job.threads, seed=job.seed),
     )
     writer.attach("sizes.json", json.dumps(made.sizes.to_dict(), indent=1).encode())
+    speeds = {role: asdict(speed) for role, speed in made.speeds.items()}
+    writer.attach(SPEED_FILE, json.dumps(speeds, indent=1).encode())
     write_whole(writer, pa.Table.from_pylist(made.rows, VERIFY))
 
 
@@ -169,7 +173,7 @@ def _held_out(rows: pa.Table, calibration: pa.Table) -> None:
 
 SPEC = StepSpec(
     name="verify_compression",
-    version=1,
+    version=2,
     options=VerifyCompressionOptions,
     inputs={
         "model": Slot(COMPRESSED_STEPS),

@@ -15,6 +15,7 @@ from prunery.pipelines.compression.model_tables import model_folder
 from prunery.pipelines.compression.packing import pack_model
 from prunery.pipelines.compression.verify_tables import VERIFY
 from prunery.pipelines.engine import StepContext
+from prunery.pipelines.run_totals import model_lines, model_totals
 from prunery.pipelines.steps.export_model import SPEC as EXPORT
 from prunery.pipelines.steps.export_model import ExportModelOptions
 from prunery.pipelines.steps.verify_compression import SPEC as VERIFY_STEP
@@ -96,12 +97,15 @@ def test_dense_compressed_and_control_side_by_side(store, dense, tmp_path):
     assert not list((tmp_path / "cache" / "compression").glob("*"))
 
 
-def test_the_same_seed_gives_the_same_noise(store, dense, tmp_path):
-    inputs = tables(store, dense, tmp_path)
-    first = by_role(verify(store, inputs, dense))["compressed"]
+def test_the_same_again_gives_the_same_rows_at_another_speed(store, dense, tmp_path, monkeypatch):
+    speeds = iter(range(100, 200))
+    monkeypatch.setattr(verifying, "measure", lambda *_, **__: Speed(next(speeds), 1.0, 2, 1))
+    first = verify(store, tables(store, dense, tmp_path), dense, speed=True)
     other = Store(tmp_path / "again")
-    again = tables(other, dense, tmp_path / "again")
-    assert by_role(verify(other, again, dense))["compressed"]["noise"] == first["noise"]
+    again = verify(other, tables(other, dense, tmp_path / "again"), dense, speed=True)
+    assert first.manifest.logical_digest == again.manifest.logical_digest
+    found = [json.loads(table.attachment("speed.json").read_text()) for table in (first, again)]
+    assert found[0]["control"]["prefill"] == 102 and found[1]["control"]["prefill"] == 105
 
 
 def test_labels_say_what_is_scored(store, dense, tmp_path):
@@ -161,7 +165,14 @@ def test_both_models_are_measured_as_they_are_stored(store, dense, tmp_path, mon
     found = by_role(table)
     assert asked[0][0] == dense and asked[1][1] == found["compressed"]["file_bytes"]
     assert asked[1][2]["prompt"] == 16 and asked[1][2]["new"] == 4
-    assert found["compressed"]["prefill"] == 100 and found["compressed"]["decode"] is None
+    speeds = json.loads(table.attachment("speed.json").read_text())
+    assert speeds == {
+        role: {"prefill": 100, "decode": None, "peak_memory": 2000, "base_memory": 1000}
+        for role in ("dense", "compressed")
+    }
+    (told,) = (row for row in model_totals(table) if row["role"] == "compressed")
+    assert told["prefill"] == 100 and told["decode"] is None and told["peak_memory"] == 2000
+    assert not any("decodes" in line for line in model_lines(model_totals(table)))
     assert found["compressed"]["file_bytes"] < 0.75 * found["dense"]["file_bytes"]
     assert found["compressed"]["parameters"] == found["dense"]["parameters"]
 
