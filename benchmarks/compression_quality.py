@@ -32,6 +32,7 @@ from compression_runs import (
     stories_model,
 )
 from sections import write_section
+from standalone_svg import standalone
 
 from prunery.pipelines.compression.model_tables import model_source
 from prunery.pipelines.compression.quality import compare, load_packed
@@ -110,11 +111,6 @@ PLOTTED = {
     "weights": ["magnitude", "Wanda", "Wanda, weights updated", "GBLM", "SparseGPT"],
     "groups": ["random groups", "Wanda-sp", "LLM-Pruner", "FLAP, bias", "FLAP, refit"],
 }
-COLOURS = ("#1a5fa8", "#c2571a", "#2e8b57", "#7d4ba3", "#b0246e")
-STYLE = (
-    "svg{background:#fff}.grid{stroke:#dfe3e4}.tick{font:12px sans-serif}.line{fill:none;"
-    "stroke-width:2.5}"
-) + "".join(f".s{slot}{{stroke:{colour}}}" for slot, colour in enumerate(COLOURS))
 
 
 def grids() -> list[tuple[str, str, float, tuple[dict[str, Any], dict[str, Any], list[str]]]]:
@@ -273,12 +269,7 @@ def plot(model: str, result: dict[str, Any]) -> None:
             y_range=(0.0, 6.0),
             percent_y=False,
         )
-        text = str(made).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        legend = "".join(
-            f'<text class="tick" x="86" y="{28 + 16 * slot}" fill="{COLOURS[slot]}">{name}</text>'
-            for slot, name in enumerate(PLOTTED[family])
-        )
-        text = text.replace(">", f"><style>{STYLE}</style>{legend}", 1)
+        text = standalone(made, PLOTTED[family])
         (HERE / "results" / f"compression_{model}_{family}.svg").write_text(text + "\n")
 
 
