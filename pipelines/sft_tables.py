@@ -9,79 +9,76 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-
-def _field(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
+from .columns import required
 
 MESSAGE = pa.struct(
     [
-        _field("role", pa.string()),  # system, user, assistant, tool; "text" for plain text
-        _field("content", pa.string()),
-        _field("tool_calls", pa.string()),  # JSON as read, or ""
-        _field("train", pa.bool_()),  # may its tokens be targets
+        required("role", pa.string()),  # system, user, assistant, tool; "text" for plain text
+        required("content", pa.string()),
+        required("tool_calls", pa.string()),  # JSON as read, or ""
+        required("train", pa.bool_()),  # may its tokens be targets
     ]
 )
 CHATS = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("source", pa.string()),  # file#row, row from 1
-        _field("domain", pa.string()),  # "" where no domain field was named
-        _field("format", pa.string()),  # messages, sharegpt, prompt_completion, alpaca, text
-        _field("messages", pa.list_(MESSAGE)),
-        _field("tools", pa.string()),  # JSON as read, or ""
-        _field("raw", pa.string()),  # the row as it was read, JSON: what the export gives back
+        required("id", pa.int64()),
+        required("source", pa.string()),  # file#row, row from 1
+        required("domain", pa.string()),  # "" where no domain field was named
+        required("format", pa.string()),  # messages, sharegpt, prompt_completion, alpaca, text
+        required("messages", pa.list_(MESSAGE)),
+        required("tools", pa.string()),  # JSON as read, or ""
+        required("raw", pa.string()),  # the row as it was read, JSON: what the export gives back
     ]
 )
 TOKENS = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("domain", pa.string()),
-        _field("input_ids", pa.list_(pa.int32())),  # L
-        _field("trainable", pa.list_(pa.bool_())),  # L, never True at place 0
-        _field("turn", pa.list_(pa.int32())),  # L, number of the message or packed document
-        _field("protected", pa.list_(pa.bool_())),  # L, end of sequence or of turn
-        _field("truncated", pa.bool_()),
+        required("id", pa.int64()),
+        required("domain", pa.string()),
+        required("input_ids", pa.list_(pa.int32())),  # L
+        required("trainable", pa.list_(pa.bool_())),  # L, never True at place 0
+        required("turn", pa.list_(pa.int32())),  # L, number of the message or packed document
+        required("protected", pa.list_(pa.bool_())),  # L, end of sequence or of turn
+        required("truncated", pa.bool_()),
     ]
 )
 # `token_signals` adds the float32 lists (T) that were asked for: see SIGNAL_COLUMNS.
 TOKEN_SIGNALS = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("domain", pa.string()),
-        _field("token_position", pa.list_(pa.int32())),  # T, ascending
-        _field("turn", pa.list_(pa.int32())),  # T
-        _field("protected", pa.list_(pa.bool_())),  # T
+        required("id", pa.int64()),
+        required("domain", pa.string()),
+        required("token_position", pa.list_(pa.int32())),  # T, ascending
+        required("turn", pa.list_(pa.int32())),  # T
+        required("protected", pa.list_(pa.bool_())),  # T
     ]
 )
 SIGNAL_COLUMNS: dict[str, tuple[pa.Field, ...]] = {
     "loss": (
-        _field("loss", pa.list_(pa.float32())),
-        _field("entropy", pa.list_(pa.float32())),
-        _field("log_sum_exp", pa.list_(pa.float32())),
+        required("loss", pa.list_(pa.float32())),
+        required("entropy", pa.list_(pa.float32())),
+        required("log_sum_exp", pa.list_(pa.float32())),
     ),
-    "rank": (_field("target_rank", pa.list_(pa.int32())),),
-    "reference": (_field("reference_loss", pa.list_(pa.float32())),),
-    "history": (_field("history_loss", pa.list_(pa.float32())),),
-    "attention": (_field("prompt_attention", pa.list_(pa.float32())),),
-    "alone": (_field("answer_loss_alone", pa.float32()),),
-    "trajectory": (_field("loss_trajectory", pa.list_(pa.float32())),),  # one value a checkpoint
+    "rank": (required("target_rank", pa.list_(pa.int32())),),
+    "reference": (required("reference_loss", pa.list_(pa.float32())),),
+    "history": (required("history_loss", pa.list_(pa.float32())),),
+    "attention": (required("prompt_attention", pa.list_(pa.float32())),),
+    "alone": (required("answer_loss_alone", pa.float32()),),
+    "trajectory": (required("loss_trajectory", pa.list_(pa.float32())),),  # one value a checkpoint
 }
 DECISION = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("keep", pa.bool_()),  # at least one token is trained
-        _field("score", pa.float32()),
-        _field("reason", pa.string()),
+        required("id", pa.int64()),
+        required("keep", pa.bool_()),  # at least one token is trained
+        required("score", pa.float32()),
+        required("reason", pa.string()),
         pa.field("threshold", pa.float32()),
         pa.field("rival", pa.int64()),
-        _field("weight", pa.float32()),
-        _field("tokens", pa.int32()),  # T
-        _field("kept_tokens", pa.int32()),
-        _field("token_keep", pa.list_(pa.bool_())),  # T
+        required("weight", pa.float32()),
+        required("tokens", pa.int32()),  # T
+        required("kept_tokens", pa.int32()),
+        required("token_keep", pa.list_(pa.bool_())),  # T
         # Of a method that decides about tokens; T, or empty for one that decides about samples.
-        _field("token_score", pa.list_(pa.float32())),
-        _field("token_reason", pa.list_(pa.uint8())),  # into `token_reasons` of the notes
+        required("token_score", pa.list_(pa.float32())),
+        required("token_reason", pa.list_(pa.uint8())),  # into `token_reasons` of the notes
         # Where signals were there: mean loss and entropy of its trainable tokens, nats.
         pa.field("error", pa.float32()),
         pa.field("uncertainty", pa.float32()),
@@ -92,13 +89,13 @@ DECISION = pa.schema(
 )
 EXPORT = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("input_ids", pa.list_(pa.int32())),  # L
-        _field("attention_mask", pa.list_(pa.int8())),  # L, all 1
-        _field("labels", pa.list_(pa.int64())),  # L, -100 where not trained
-        _field("completion_mask", pa.list_(pa.int8())),  # L, labels != -100
-        _field("assistant_masks", pa.list_(pa.int8())),  # L, the same
-        _field("length", pa.int32()),
-        _field("weight", pa.float32()),
+        required("id", pa.int64()),
+        required("input_ids", pa.list_(pa.int32())),  # L
+        required("attention_mask", pa.list_(pa.int8())),  # L, all 1
+        required("labels", pa.list_(pa.int64())),  # L, -100 where not trained
+        required("completion_mask", pa.list_(pa.int8())),  # L, labels != -100
+        required("assistant_masks", pa.list_(pa.int8())),  # L, the same
+        required("length", pa.int32()),
+        required("weight", pa.float32()),
     ]
 )

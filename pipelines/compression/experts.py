@@ -13,7 +13,7 @@ from ...pruners.models.block_layouts import layout_of
 from .compressor import LayerStatistics, block_tensors
 from .group_scores import best_places, compressed_row, group_scores
 from .group_signals import statistics_of
-from .slicing import has_experts, slice_experts
+from .slicing import slice_experts
 from .walk import LayerVisit, Made
 from .widths import both_names, dense_layers
 
@@ -98,7 +98,7 @@ class ExpertCompressor:
         rows = [row for row in plan if row["unit"] == "expert"]
         done = []
         for row in rows:
-            if not has_experts(visit.block, self.layout):
+            if not self.layout.has_experts(visit.block):
                 raise InputError(f"layer {visit.layer}: expected experts, found none. Plan anew.")
             kept = list(range(row["total"]))
             if row["keep"] < row["total"]:

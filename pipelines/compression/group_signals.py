@@ -15,7 +15,7 @@ from ...pruners.models.block_layouts import BlockLayout, Matrix, weight_of
 from ...pruners.weight.llm_pruner import LlmPruner
 from .compressor import LayerStatistics
 from .parts import half_of
-from .slicing import has_experts, head_index
+from .slicing import head_index
 
 _STATISTICS = {
     "channel_variance": frozenset({"m2"}),
@@ -94,7 +94,7 @@ def layer_signals(
     if method.unit == "layer":
         return {"layer": _layer(method, here)}
     if method.unit == "expert":
-        if not has_experts(block, layout):
+        if not layout.has_experts(block):
             return {}
         return {"expert": _experts(method, block, layout, here)}
     made: dict[str, Signals] = {}
@@ -109,7 +109,7 @@ def layer_signals(
 
         half = [one for one in matrices if half_of(one) == "attention"]
         made["head"] = _groups(method, block, layout, here, half, groups, where)
-    if not has_experts(block, layout):
+    if not layout.has_experts(block):
         half = [one for one in matrices if half_of(one) == "mlp"]
         total = weight_of(block.get_submodule(layout.down), layout).shape[1]
         made["neuron"] = _groups(

@@ -123,7 +123,7 @@ def zero_neurons(block: nn.Module, layout: BlockLayout, keep: Sequence[int]) -> 
 
 
 def _neurons(block: nn.Module, layout: BlockLayout, keep: Sequence[int]) -> Tensor:
-    if has_experts(block, layout):
+    if layout.has_experts(block):
         raise InputError(
             "expected a dense feed-forward part; found experts. Prune them with a method for"
             " experts (reap, easy_ep, expert_frequency)."
@@ -133,18 +133,13 @@ def _neurons(block: nn.Module, layout: BlockLayout, keep: Sequence[int]) -> Tens
     return torch.tensor(list(keep), dtype=torch.int64)
 
 
-def has_experts(block: nn.Module, layout: BlockLayout) -> bool:
-    """Whether the block's feed-forward part is a mixture of experts."""
-    return layout.experts is not None and layout.experts in dict(block.named_modules())
-
-
 def slice_experts(block: nn.Module, layout: BlockLayout, keep: Sequence[int]) -> None:
     """Leave only the experts `keep` (ascending), and their rows of the router.
 
     A token goes to as many experts as before, or to all that are left where those are fewer. The
     router's softmax is over the experts that are left.
     """
-    if layout.experts is None or layout.router is None or not has_experts(block, layout):
+    if layout.experts is None or layout.router is None or not layout.has_experts(block):
         raise InputError("expected a mixture of experts, found a dense feed-forward part.")
     experts: Any = block.get_submodule(layout.experts)
     _check_positions(keep, experts.count, "expert")

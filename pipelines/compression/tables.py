@@ -8,47 +8,44 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-
-def _field(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
+from ..columns import required
 
 # Rows to calibrate, recover or evaluate on. `labels` (-100 where not trained) follow the source.
 CALIBRATION = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("domain", pa.string()),
-        _field("input_ids", pa.list_(pa.int32())),  # L
-        _field("labels", pa.list_(pa.int64())),  # L
-        _field("sources", pa.list_(pa.int64())),  # ids of the rows that the tokens come from
+        required("id", pa.int64()),
+        required("domain", pa.string()),
+        required("input_ids", pa.list_(pa.int32())),  # L
+        required("labels", pa.list_(pa.int64())),  # L
+        required("sources", pa.list_(pa.int64())),  # ids of the rows that the tokens come from
         pa.field("score", pa.float32()),  # what the row was chosen by, where it was
     ]
 )
 # One array of a layer, cut into slices of at most SLICE_BYTES.
 STATISTICS = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("part", pa.int32()),  # of the calibration rows
-        _field("layer", pa.int32()),
-        _field("module", pa.string()),
-        _field("statistic", pa.string()),
-        _field("dtype", pa.string()),  # float32, float64 or int64
-        _field("shape", pa.list_(pa.int64())),
-        _field("slice", pa.int32()),
-        _field("values", pa.binary()),  # little-endian, row-major
+        required("id", pa.int64()),
+        required("part", pa.int32()),  # of the calibration rows
+        required("layer", pa.int32()),
+        required("module", pa.string()),
+        required("statistic", pa.string()),
+        required("dtype", pa.string()),  # float32, float64 or int64
+        required("shape", pa.list_(pa.int64())),
+        required("slice", pa.int32()),
+        required("values", pa.binary()),  # little-endian, row-major
     ]
 )
 SLICE_BYTES = 8 << 20
 # What is to be done to each matrix, or to each part of a layer. One row for each (layer, module).
 PLAN = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("layer", pa.int32()),
-        _field("module", pa.string()),  # "attention", "mlp", "experts", "" (whole layer), a matrix
-        _field("unit", pa.string()),  # weight, head, neuron, expert, layer
-        _field("total", pa.int64()),  # weights, heads (key-value groups), neurons, experts; 1
-        _field("keep", pa.int64()),  # so many of them stay
-        _field("parameters", pa.int64()),  # of the matrix or part, before
+        required("id", pa.int64()),
+        required("layer", pa.int32()),
+        required("module", pa.string()),  # "attention", "mlp", "experts", "" (a layer), a matrix
+        required("unit", pa.string()),  # weight, head, neuron, expert, layer
+        required("total", pa.int64()),  # weights, heads (key-value groups), neurons, experts; 1
+        required("keep", pa.int64()),  # so many of them stay
+        required("parameters", pa.int64()),  # of the matrix or part, before
         pa.field("n", pa.int32()),  # n of m consecutive inputs stay; null without a pattern
         pa.field("m", pa.int32()),
         pa.field("bits", pa.int32()),  # null where it is not quantised
@@ -63,18 +60,18 @@ PLAN = pa.schema(
 # which together are a folder that transformers loads (see model_tables).
 COMPRESSED = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("layer", pa.int32()),
-        _field("module", pa.string()),
-        _field("unit", pa.string()),
-        _field("total", pa.int64()),
-        _field("kept", pa.int64()),
+        required("id", pa.int64()),
+        required("layer", pa.int32()),
+        required("module", pa.string()),
+        required("unit", pa.string()),
+        required("total", pa.int64()),
+        required("kept", pa.int64()),
         pa.field("bits", pa.int32()),
         pa.field("group_size", pa.int32()),
         # ||XW' - XW||_F / ||XW||_F over the calibration rows, where it was measured.
         pa.field("error", pa.float32()),
         # Positions of the heads, neurons or experts that stay; null for weights.
         pa.field("positions", pa.list_(pa.int32())),
-        _field("note", pa.string()),
+        required("note", pa.string()),
     ]
 )

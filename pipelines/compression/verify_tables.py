@@ -8,20 +8,17 @@ from typing import Any
 import pyarrow as pa
 
 from ...storage import Table
+from ..columns import required
 
 DENSE, COMPRESSED_MODEL, CONTROL = "dense", "compressed", "control"
 COMPRESSED_STEPS = ("compress_weights", "compensate_weights", "recover_weights")
 
 
-def _field(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
 TASK = pa.struct(
     [
-        _field("task", pa.string()),
-        _field("metric", pa.string()),
-        _field("value", pa.float64()),  # higher is better
+        required("task", pa.string()),
+        required("metric", pa.string()),
+        required("value", pa.float64()),  # higher is better
         pa.field("stderr", pa.float64()),
     ]
 )
@@ -44,39 +41,39 @@ def judged_rows(table: Table) -> list[dict[str, Any]]:
 # One row a model: dense, compressed, and the control where there is one.
 VERIFY = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("role", pa.string()),  # dense, compressed, control
-        _field("model", pa.string()),
-        _field("perplexity", pa.float64()),
-        _field("nll", pa.float64()),  # nats a token
-        _field("tokens", pa.int64()),  # scored
-        _field("kl", pa.float64()),  # KL(dense ‖ this), nats a token; 0 of the dense
-        _field("agreement", pa.float64()),  # share of first choices as the dense's
-        _field("ratio", pa.float64()),  # of perplexities, to the dense
-        _field("noise", pa.float64()),  # standard deviation of the ratio over resampled rows
-        _field("ratio_low", pa.float64()),  # 2.5 and 97.5 percent points of it
-        _field("ratio_high", pa.float64()),
-        _field("file_bytes", pa.int64()),  # of the folder
-        _field("parameters", pa.int64()),
+        required("id", pa.int64()),
+        required("role", pa.string()),  # dense, compressed, control
+        required("model", pa.string()),
+        required("perplexity", pa.float64()),
+        required("nll", pa.float64()),  # nats a token
+        required("tokens", pa.int64()),  # scored
+        required("kl", pa.float64()),  # KL(dense ‖ this), nats a token; 0 of the dense
+        required("agreement", pa.float64()),  # share of first choices as the dense's
+        required("ratio", pa.float64()),  # of perplexities, to the dense
+        required("noise", pa.float64()),  # standard deviation of the ratio over resampled rows
+        required("ratio_low", pa.float64()),  # 2.5 and 97.5 percent points of it
+        required("ratio_high", pa.float64()),
+        required("file_bytes", pa.int64()),  # of the folder
+        required("parameters", pa.int64()),
         pa.field("zero_share", pa.float64()),  # of the layers' weights
-        _field("tasks", pa.list_(TASK)),
-        _field("verdict", pa.string()),  # accepted, refused; "" of dense and control
-        _field("reasons", pa.list_(pa.string())),
-        _field("row_ids", pa.list_(pa.int64())),  # N
-        _field("row_tokens", pa.list_(pa.int64())),  # N
-        _field("row_nll", pa.list_(pa.float64())),  # N, sums
-        _field("row_kl", pa.list_(pa.float64())),  # N, sums
+        required("tasks", pa.list_(TASK)),
+        required("verdict", pa.string()),  # accepted, refused; "" of dense and control
+        required("reasons", pa.list_(pa.string())),
+        required("row_ids", pa.list_(pa.int64())),  # N
+        required("row_tokens", pa.list_(pa.int64())),  # N
+        required("row_nll", pa.list_(pa.float64())),  # N, sums
+        required("row_kl", pa.list_(pa.float64())),  # N, sums
     ]
 )
 # What an export weighs, a row a part of the model and one, "files", for the whole folder.
 EXPORTED = pa.schema(
     [
-        _field("id", pa.int64()),
-        _field("part", pa.string()),
-        _field("bytes_before", pa.int64()),
-        _field("bytes_after", pa.int64()),
-        _field("parameters_before", pa.int64()),
-        _field("parameters_after", pa.int64()),
-        _field("zeros", pa.int64()),  # after, of the layers' weights
+        required("id", pa.int64()),
+        required("part", pa.string()),
+        required("bytes_before", pa.int64()),
+        required("bytes_after", pa.int64()),
+        required("parameters_before", pa.int64()),
+        required("parameters_after", pa.int64()),
+        required("zeros", pa.int64()),  # after, of the layers' weights
     ]
 )

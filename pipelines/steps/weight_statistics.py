@@ -65,7 +65,11 @@ class WeightStatisticsOptions(StepOptions):
         importance). `attention` that positions receive. Of experts: `expert_tokens`,
         `expert_gate`, `expert_norm`, `expert_reap`, `expert_easy`. Of the loss, with a pass back:
         `gradient`, `gradient_square`, `gradient_abs` (GBLM, LLM-Pruner). Counts come along.
-        Definitions stand in pruners/signals/block_statistics.py.
+        Definitions stand in pruners/signals/block_statistics.py. On disk a vector of the inputs
+        (`sum_squares`, `mean`, `m2`, `expert_*`) is cheap: 3 MB each of a Llama of 7B. `gram` and
+        `weighted_gram` are inputs x inputs of every matrix, 22 GB each of such a model; each
+        `gradient*` is as large as the weights in float32, 26 GB. SparseGPT and GPTQ make their
+        own in `compress_weights`, a layer at a time, and need no table of them.
     tokens_a_batch
         Padded tokens in a batch at most; a longer row goes alone. It decides the shapes of
         matrix products, and so the last bits of the numbers.

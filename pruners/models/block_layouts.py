@@ -117,25 +117,25 @@ class BlockLayout:
             (self.up, "up"),
             (self.down, "down"),
         ]
-        present = dict(block.named_modules())
-        if self.experts is not None and self.experts in present:
-            count = present[self.experts].count
-            assert isinstance(count, int)
-            for expert in range(count):
-                inside = f"{self.experts}.{expert}"
-                found += [
-                    Matrix(f"{inside}.{name.rsplit('.', 1)[-1]}", role, expert)
-                    for name, role in feed
-                    if name is not None
-                ]
-            if self.shared is not None and self.shared in present:
-                found += [
-                    Matrix(f"{self.shared}.{name.rsplit('.', 1)[-1]}", role, None, shared=True)
-                    for name, role in feed
-                    if name is not None
-                ]
-            return found
-        return found + [Matrix(name, role) for name, role in feed if name is not None]
+        if not self.has_experts(block):
+            return found + [Matrix(name, role) for name, role in feed if name is not None]
+        assert self.experts is not None
+        within: list[tuple[str, int | None]] = [
+            (f"{self.experts}.{number}", number)
+            for number in range(block.get_submodule(self.experts).count)  # type: ignore[arg-type]
+        ]
+        if self.shared is not None and self.shared in dict(block.named_modules()):
+            within.append((self.shared, None))
+        return found + [
+            Matrix(f"{path}.{name.rsplit('.', 1)[-1]}", role, number, shared=number is None)
+            for path, number in within
+            for name, role in feed
+            if name is not None
+        ]
+
+    def has_experts(self, block: nn.Module) -> bool:
+        """Whether a block's feed-forward part is a mixture of experts; not all layers' need be."""
+        return self.experts is not None and self.experts in dict(block.named_modules())
 
     def input_of(self, matrix: Matrix) -> str:
         """The module under which statistics of a matrix's inputs are kept.
