@@ -203,6 +203,99 @@ def prune(
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH_OR_ID",
+            help="A folder or hub id under the name that requests use; the first is the default;"
+            " repeatable. [default: default=default, the shipped model]",
+        ),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URI", help="Show this store's tables and reports.")
+    ] = None,
+    prefect_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Start runs on this Prefect server's API.")
+    ] = None,
+    keys: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="API keys, one a line; read again when it changes."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 …")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    backend: Annotated[str, typer.Option(help="torch, or onnx (CPU).")] = "torch",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Batch threads a model. [default: fits the device]")
+    ] = None,
+    batch_wait: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="SECONDS", help="How long a batch may wait. [default: fits the device]"
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest answer. [default: 30]")
+    ] = None,
+    max_queue: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Most that waits. [default: 1000000]"),
+    ] = None,
+    max_passages: Annotated[
+        int | None, typer.Option(min=1, help="Most in a request. [default: 1000]")
+    ] = None,
+    drain: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="For requests to end on SIGTERM.")
+    ] = 20.0,
+) -> None:
+    """Serve pruning and reranking over HTTP, with a page for people.
+
+    PREFECT_API_KEY is sent to the Prefect server where it is set.
+    """
+    from .api.settings import Limits, Settings
+
+    asked = {"seconds": timeout, "queued_tokens": max_queue, "passages": max_passages}
+    settings = Settings(
+        host=host,
+        port=port,
+        models=_models(model or ["default=default"]),
+        device=device,
+        dtype=dtype,
+        backend=backend,
+        workers=workers,
+        batch_wait_seconds=batch_wait,
+        store=store,
+        prefect_url=prefect_url,
+        prefect_key=os.environ.get("PREFECT_API_KEY"),
+        keys_file=keys,
+        drain_seconds=drain,
+        limits=Limits(**{k: v for k, v in asked.items() if v is not None}),  # type: ignore[arg-type]
+    )
+    try:
+        from .api.server import serve as run_server
+    except ImportError as error:
+        raise InputError(
+            f"the service needs a package that is not installed ({error.name}):"
+            " pip install 'prunery[serve]'."
+        ) from error
+    run_server(settings, ready=lambda url: typer.echo(f"prunery listens on {url}"))
+
+
+def _models(given: Sequence[str]) -> dict[str, str]:
+    made: dict[str, str] = {}
+    for one in given:
+        name, equals, source = one.partition("=")
+        if not equals or not name or not source:
+            raise InputError(f"--model must be NAME=PATH_OR_ID; found {one!r}.")
+        if name in made:
+            raise InputError(f"--model names {name!r} twice.")
+        made[name] = source
+    return made
+
+
+@app.command()
 def methods(
     as_json: JsonOption = False,
     as_markdown: Annotated[

@@ -5,11 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from ...errors import InputError
 from .provence import Aggregation, OnEmpty, Provence
 
-Pattern = str | re.Pattern[str]
+
+class Searcher(Protocol):
+    """Anything that finds something in a text, as a compiled expression of another engine does."""
+
+    def search(self, text: str, /) -> object:
+        """What was found, or something false."""
+
+
+Pattern = str | re.Pattern[str] | Searcher
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +62,8 @@ class PruneOptions:
             on_empty=self.on_empty,
         )
 
-    def patterns(self) -> list[re.Pattern[str]]:
-        """The compiled patterns of `protect`."""
+    def patterns(self) -> list[re.Pattern[str] | Searcher]:
+        """What `protect` searches with: compiled patterns, and searchers as they were given."""
         return [_compiled(number, pattern) for number, pattern in enumerate(self.protect)]
 
 
@@ -65,9 +74,12 @@ def _check_whole(name: str, value: int | None, low: int) -> None:
         raise InputError(f"`{name}` must be a whole number of at least {low}; found {value!r}.")
 
 
-def _compiled(number: int, pattern: object) -> re.Pattern[str]:
-    if isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str):
-        return pattern
+def _compiled(number: int, pattern: Pattern) -> re.Pattern[str] | Searcher:
+    if isinstance(pattern, re.Pattern):
+        if isinstance(pattern.pattern, str):
+            return pattern
+    elif callable(getattr(pattern, "search", None)):
+        return cast(Searcher, pattern)
     if not isinstance(pattern, str):
         raise InputError(
             f"`protect[{number}]` must be a regular expression over text; found"
