@@ -22,6 +22,7 @@ from ..pipelines.progress import Progress
 from ..pipelines.recipe import Recipe, apply_overrides, load_recipe, recipe_of
 from ..pipelines.run import RunResult, context_of
 from ..pipelines.steps import STEPS
+from ..pipelines.workers import Engine, Workers
 from ..storage import Manifest, Store
 
 RETRIES = 2
@@ -81,6 +82,7 @@ def run_step(
     store: str,
     workers: int,
     threads: int | None,
+    reuse: bool = True,
 ) -> str:
     """Run one step of a recipe on tables given by key; the key of its table.
 
@@ -97,6 +99,7 @@ def run_step(
         workers=workers,
         threads=threads,
         pool=_POOL.get(),
+        reuse=reuse,
     )
     return STEPS[this.step](this.options, inputs, context).key
 
@@ -107,17 +110,21 @@ def _run(
     store: str,
     workers: int = 1,
     threads: int | None = None,
+    engine: Engine = "processes",
+    ray_address: str | None = None,
+    gpus: float = 0.0,
+    reuse: bool = True,
 ) -> dict[str, str]:
     """Run every step in order; step name to key."""
     checked = recipe_of(recipe, Path(folder))
     keys: dict[str, str] = {}
-    with WorkerPool(workers, threads) as pool:
+    with Workers(engine, workers, threads, ray_address, gpus).open() as pool:
         token = _POOL.set(pool)
         try:
             for step in checked.steps:
                 inputs = {role: keys[name] for role, name in step.inputs.items()}
                 keys[step.name] = run_step(
-                    recipe, folder, step.name, inputs, store, workers, threads
+                    recipe, folder, step.name, inputs, store, workers, threads, reuse
                 )
         finally:
             _POOL.reset(token)
@@ -137,10 +144,25 @@ def recipe_flow(
     store: str = "./prunery-store",
     overrides: list[str] | None = None,
     workers: int = 1,
+    threads: int | None = None,
+    engine: Engine = "processes",
+    ray_address: str | None = None,
+    gpus: float = 0.0,
+    reuse: bool = True,
 ) -> dict[str, str]:
     """Run a recipe by name or path, as a deployment does; step name to key."""
     loaded = apply_overrides(load_recipe(recipe), overrides or [])
-    return _run(dict(loaded.raw), str(loaded.folder), str(Store(store).uri), workers)
+    return _run(
+        dict(loaded.raw),
+        str(loaded.folder),
+        str(Store(store).uri),
+        workers,
+        threads,
+        engine,
+        ray_address,
+        gpus,
+        reuse,
+    )
 
 
 def _publish(recipe: Recipe, store: Store, keys: Mapping[str, str]) -> None:

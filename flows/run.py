@@ -9,6 +9,7 @@ from ..errors import PruneryError
 from ..pipelines.progress import Progress
 from ..pipelines.recipe import Recipe
 from ..pipelines.run import RunResult
+from ..pipelines.workers import Workers
 from ..storage import Store
 
 # What a person at a terminal wants of Prefect; each can be overruled by the environment.
@@ -28,8 +29,9 @@ def run_flow(
     store: Store | str,
     *,
     progress: Progress | None = None,
-    workers: int = 1,
+    workers: Workers | int = 1,
     threads: int | None = None,
+    reuse: bool = True,
     quiet: bool = True,
 ) -> RunResult:
     """Run every step of a recipe as a Prefect task; the rows are those of `run_recipe`.
@@ -39,6 +41,8 @@ def run_flow(
 
     Parameters
     ----------
+    workers, threads, reuse
+        As in `run_recipe`.
     quiet
         Let Prefect log errors alone, as far as the environment does not say otherwise.
 
@@ -52,6 +56,8 @@ def run_flow(
             os.environ.setdefault(name, value)
     from .recipe_flow import flow_of, no_server, running_with
 
+    if not isinstance(workers, Workers):
+        workers = Workers(count=workers, threads=threads)
     opened = Store(store) if isinstance(store, str | Path) else store
     try:
         with running_with(opened, progress):
@@ -59,8 +65,12 @@ def run_flow(
                 recipe=dict(recipe.raw),
                 folder=str(recipe.folder),
                 store=str(opened.uri),
-                workers=workers,
-                threads=threads,
+                workers=workers.count,
+                threads=workers.threads,
+                engine=workers.engine,
+                ray_address=workers.ray_address,
+                gpus=workers.gpus,
+                reuse=reuse,
             )
     except Exception as error:
         if not no_server(error):

@@ -114,9 +114,15 @@ class Examples:
 
 
 def load_examples(
-    data: Table, embeddings: Table | None = None, *, shard: int | None = None
+    data: Table,
+    embeddings: Table | None = None,
+    *,
+    shard: int | None = None,
+    rows: pa.Table | None = None,
 ) -> Examples:
     """The rows of a `read_dataset` table, in its order, or those of one of its shards.
+
+    `rows`, where given, are some of them that were read already, with `example_columns`.
 
     Images are decoded to the shape in the manifest's notes: grey or RGB by its channels, resized
     where an image has another size. Where `embeddings` (id, embedding) are given they are the
@@ -135,10 +141,13 @@ def load_examples(
     check_inputs(data, embeddings)
     kind, classes, shape = _notes(data)
     column = {"image": "image", "features": "features"}.get(kind) if embeddings is None else None
-    columns = ["id", "source", "split", "label", "clean_label"] + ([column] if column else [])
-    batches = data.batches(columns) if shard is None else data.shard_batches(shard, columns)
-    parts = [part for part in data.manifest.parts if shard is None or part["shard"] == shard]
-    n = sum(part["rows"] for part in parts)
+    columns = example_columns(data, embeddings)
+    if rows is not None:
+        batches, n = iter(rows.select(columns).to_batches()), rows.num_rows
+    else:
+        batches = data.batches(columns) if shard is None else data.shard_batches(shard, columns)
+        parts = [part for part in data.manifest.parts if shard is None or part["shard"] == shard]
+        n = sum(part["rows"] for part in parts)
     x: Tensor | None = torch.empty((n, *shape), dtype=torch.uint8) if column == "image" else None
     meta: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in columns[:1] + columns[2:5]}
     start = 0
@@ -167,6 +176,13 @@ def load_examples(
     )
     examples.check_labels()
     return examples
+
+
+def example_columns(data: Table, embeddings: Table | None = None) -> list[str]:
+    """Columns of a `read_dataset` table that its examples are made from."""
+    column = {"image": "image", "features": "features"}.get(_notes(data)[0])
+    more = [column] if column is not None and embeddings is None else []
+    return ["id", "source", "split", "label", "clean_label", *more]
 
 
 def check_inputs(data: Table, embeddings: Table | None) -> None:

@@ -1,4 +1,4 @@
-"""How a step runs: once for each key, in shards, on one machine.
+"""How a step runs: once for each key, in shards, wherever they are made.
 
 A step is a plan and a shard function. The plan says what enters the key (options, digests of
 what is read, models), the schema, and how many shards there are. The shard function makes the
@@ -8,25 +8,22 @@ shards that were under way; the rows are the same with any number of workers.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import InputError, PruneryError
+from ..errors import InputError
 from ..storage import Manifest, Store, Table, TableWriter
 from .progress import Progress, Silent
 
 if TYPE_CHECKING:
     from ..storage import ShardWriter
+    from .reuse import Earlier, RowWise
 
 
 class StepOptions(BaseModel):
@@ -151,9 +148,10 @@ class Plan:
 class StepContext:
     """Where and how a step runs; none of it changes a row.
 
-    `workers` processes share the shards; `threads` is what each gives to its models (None
-    leaves the libraries' own default). Float sums can depend on `threads`, so bit-equal rows
-    across machines need the same value.
+    `pool` makes the shards where it is given, else `workers` processes of this step's own share
+    them; `threads` is what each gives to its models (None leaves the libraries' own default).
+    Float sums can depend on `threads`, so bit-equal rows across machines need the same value.
+    With `reuse` a step that works row by row takes the rows of an earlier table: see `reuse`.
     """
 
     store: Store
@@ -164,6 +162,7 @@ class StepContext:
     threads: int | None = None
     progress: Progress = field(default_factory=Silent)
     pool: WorkerPool | None = None
+    reuse: bool = True
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,7 @@ class Job:
     seed: int
     tolerant: bool
     threads: int | None
+    earlier: Earlier | None = None
 
     def input(self, role: str) -> Table:
         """The table that fills an input."""
@@ -188,6 +188,10 @@ class Job:
     def has(self, role: str) -> bool:
         """Whether an optional input was given."""
         return role in self.inputs
+
+    def output(self) -> Table:
+        """The table that the job has made."""
+        return _open_table(self.store, self.store.uri, self.key)
 
 
 class Rows:
@@ -242,6 +246,8 @@ class StepSpec:
     table exists. `version` goes up whenever the same options and inputs would give other rows.
     `finish`, where there is one, attaches files to the table before it is committed; `cleanup` is
     called with the table's key once it is, to remove what a killed run would have gone on from.
+    `row_wise`, where there is one, says that rows do not depend on each other: its `make` is the
+    shard function then.
     """
 
     name: str
@@ -252,6 +258,7 @@ class StepSpec:
     shard: Callable[[Job, int, Rows], None] = no_shards
     finish: Callable[[Job, TableWriter], None] | None = None
     cleanup: Callable[[str], None] | None = None
+    row_wise: RowWise | None = None
     about: str = ""
 
     def __call__(
@@ -336,20 +343,18 @@ def _run(
             tolerant=context.bad_rows > 0,
             threads=context.threads,
         )
+        if context.reuse and spec.row_wise is not None:
+            job = replace(job, earlier=spec.row_wise.earlier(job, writer, context.store))
         shards = plan.shards or 0
         pending = [] if plan.shards is None else writer.pending(shards)
         context.progress.start(name, max(shards, 1))
         context.progress.advance(shards - len(pending))
-        if context.workers > 1 and len(pending) > 1:
-            _in_processes(job, pending, context)
-        else:
-            for shard in pending:
-                _one_shard(spec, job, shard, writer)
-                context.progress.advance()
+        _shards(spec, job, pending, writer, context)
         _check_share(*writer.tally(), context.bad_rows, name, writer.reject_reasons)
         if spec.finish is not None:
             spec.finish(job, writer)
-        manifest = writer.commit(notes=dict(plan.notes))
+        reused = {} if spec.row_wise is None else spec.row_wise.reused(job, shards)
+        manifest = writer.commit(notes={**plan.notes, **reused})
         if spec.cleanup is not None:
             spec.cleanup(writer.key)
         context.progress.finish()
@@ -380,66 +385,39 @@ def _one_shard(spec: StepSpec, job: Job, shard: int, writer: TableWriter) -> Non
         spec.shard(job, shard, Rows(out, job.tolerant))
 
 
-class WorkerPool:
-    """Processes that share the shards of one step after another, started when first needed.
+class WorkerPool(Protocol):
+    """Workers that make the shards of one step after another: see `workers`.
 
-    A worker keeps its models between steps. Use it as a context manager.
+    Attributes
+    ----------
+    least
+        Pending shards from which on the pool is worth the while; None where it never is.
     """
 
-    def __init__(self, workers: int, threads: int | None = None) -> None:
-        self._workers = workers
-        self._threads = threads
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+    least: int | None
 
     def run(self, job: Job, pending: list[int], progress: Progress) -> None:
-        """Make those shards; the first failure stops the rest."""
-        if self._pool is None:
-            # spawn: a forked child of a process with OpenMP or gRPC threads can hang.
-            self._pool = ProcessPoolExecutor(
-                self._workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_limit_threads,
-                initargs=(self._threads,),
-            )
-        left = {self._pool.submit(run_shard, job, shard) for shard in pending}
-        try:
-            while left:
-                done, left = wait(left, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    progress.advance()
-        except BrokenProcessPool as error:
-            self._pool = None
-            raise PruneryError(
-                f"a worker process of step `{job.step}` died (killed, or out of memory). The"
-                " shards that were done are kept: run again, with fewer workers if memory was"
-                " short."
-            ) from error
-        finally:
-            for future in left:
-                future.cancel()
+        """Make those shards; the first failure stops the rest, and what was done is kept."""
+        ...
 
 
-def _in_processes(job: Job, pending: list[int], context: StepContext) -> None:
+def _shards(
+    spec: StepSpec, job: Job, pending: list[int], writer: TableWriter, context: StepContext
+) -> None:
     if context.pool is not None:
-        context.pool.run(job, pending, context.progress)
+        if context.pool.least is not None and len(pending) >= context.pool.least:
+            context.pool.run(job, pending, context.progress)
+            return
+    elif context.workers > 1 and len(pending) > 1:
+        from .workers import Workers
+
+        count = min(context.workers, len(pending))
+        with Workers(count=count, threads=context.threads).open() as pool:
+            pool.run(job, pending, context.progress)
         return
-    with WorkerPool(min(context.workers, len(pending)), context.threads) as pool:
-        pool.run(job, pending, context.progress)
-
-
-def _limit_threads(threads: int | None) -> None:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    for shard in pending:
+        _one_shard(spec, job, shard, writer)
+        context.progress.advance()
 
 
 def use_threads(threads: int | None) -> None:

@@ -22,6 +22,7 @@ from .run_totals import (
 )
 from .steps import STEPS
 from .student_figures import Grid, summary, summary_lines
+from .workers import Workers
 
 REPORTS = ("report", "report_sft", "report_dataset", "report_prompts", "report_compression")
 
@@ -155,17 +156,21 @@ def run_recipe(
     store: Store,
     *,
     progress: Progress | None = None,
-    workers: int = 1,
+    workers: Workers | int = 1,
     threads: int | None = None,
+    reuse: bool = True,
 ) -> RunResult:
     """Run every step whose table does not exist yet, in order.
 
     Parameters
     ----------
     workers
-        Processes that share the shards of a step.
+        Who shares the shards of a step: so many processes, or `Workers` of another kind.
     threads
-        Threads that each gives to its models; None leaves the libraries' default.
+        Threads that each gives to its models; None leaves the libraries' default. Not with
+        `Workers`, which say it themselves.
+    reuse
+        Take rows that an earlier table of a step holds for the same input rows: see `reuse`.
 
     Raises
     ------
@@ -173,10 +178,19 @@ def run_recipe(
         A step failed; what was done before it is kept and not repeated by the next run.
     """
     manifests: dict[str, Manifest] = {}
-    with WorkerPool(workers, threads) as pool:
+    if not isinstance(workers, Workers):
+        workers = Workers(count=workers, threads=threads)
+    with workers.open() as pool:
         for step in recipe.steps:
             context = context_of(
-                recipe, step, store, progress=progress, workers=workers, threads=threads, pool=pool
+                recipe,
+                step,
+                store,
+                progress=progress,
+                workers=workers.count,
+                threads=workers.threads,
+                pool=pool,
+                reuse=reuse,
             )
             inputs = {role: manifests[name].key for role, name in step.inputs.items()}
             manifests[step.name] = STEPS[step.step](step.options, inputs, context)
@@ -192,6 +206,7 @@ def context_of(
     workers: int = 1,
     threads: int | None = None,
     pool: WorkerPool | None = None,
+    reuse: bool = True,
 ) -> StepContext:
     """The context in which a recipe runs one of its steps."""
     return StepContext(
@@ -203,6 +218,7 @@ def context_of(
         threads=threads,
         progress=progress or Silent(),
         pool=pool,
+        reuse=reuse,
     )
 
 

@@ -5,8 +5,9 @@ The expensive part of context pruning, done once; any budget or method decides f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from ..bundles import shard_of
 from ..chunking import token_counter
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 from ..models import encoder, provence, sentence_encoder
+from ..reuse import RowWise
 from ..tables import rows_by_id, spans_of_equal
 
 Signal = Literal["provence", "vote", "cosine", "terms", "cross_encoder"]
@@ -91,27 +93,35 @@ class ContextSignalsOptions(StepOptions):
 
 @dataclass(frozen=True)
 class Passages:
-    """The retrieved passages of a shard: R rows, and the S sentences in them."""
+    """Retrieved passages with what is known of them: R rows, and the S sentences in them.
+
+    `retrieved` rows hold `id`, `question` and `passage` (ids), `asked`, `title` and `text`.
+    """
 
     retrieved: list[dict[str, Any]]
-    questions: Mapping[int, Mapping[str, Any]]
-    chunks: Mapping[int, Mapping[str, Any]]
     spans: list[list[tuple[int, int]]]
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> Passages:
+        """From rows as `read` gives them."""
+        found = rows.to_pylist()
+        ends = [row["sentence_ends"] for row in found]
+        return cls(found, [list(zip([0, *own[:-1]], own, strict=True)) for own in ends])
 
     @property
     def asked(self) -> list[str]:
         """(R,) question of each passage."""
-        return [self.questions[row["question"]]["question"] for row in self.retrieved]
+        return [row["asked"] for row in self.retrieved]
 
     @property
     def texts(self) -> list[str]:
         """(R,) text of each passage."""
-        return [self.chunks[row["passage"]]["text"] for row in self.retrieved]
+        return [row["text"] for row in self.retrieved]
 
     @property
     def titles(self) -> list[str]:
         """(R,) title of each passage, or ""."""
-        return [self.chunks[row["passage"]]["title"] for row in self.retrieved]
+        return [row["title"] for row in self.retrieved]
 
     @property
     def owner(self) -> npt.NDArray[np.int64]:
@@ -162,13 +172,59 @@ def _ranges(retrieved: Table, questions: int) -> list[tuple[int, int, int]]:
     return made
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
-    """Run the models over the sentences of some questions' passages."""
+def read(job: Job, index: int) -> Iterator[pa.Table]:
+    """Some questions' passages."""
+    number, start, stop = job.plan.payload[index]
+    yield _joined(job, shard_of(job.input("retrieved"), number).slice(start, stop - start))
+
+
+def find(job: Job, ids: npt.NDArray[np.int64]) -> pa.Table:
+    """Retrieved passages with these ids."""
+    return _joined(job, job.input("retrieved").lookup(ids, missing="skip"))
+
+
+def _joined(job: Job, retrieved: pa.Table) -> pa.Table:
+    """Retrieved rows with all that their signals depend on."""
+    made = retrieved.select(["id", "question", "passage"])
+    asked, passages = (made.column(name).to_pylist() for name in ("question", "passage"))
+    questions = rows_by_id(job.input("questions"), asked, ["question"])
+    columns = ["text", "title", "sentence_ends"]
+    chunks = rows_by_id(job.input("chunks"), passages, columns)
+    made = made.append_column(
+        "asked", pa.array([questions[q]["question"] for q in asked], pa.string())
+    )
+    for name in columns:
+        kind = job.input("chunks").schema.field(name).type
+        made = made.append_column(name, pa.array([chunks[p][name] for p in passages], kind))
+    options: ContextSignalsOptions = job.options  # type: ignore[assignment]
+    if "terms" in options.signals:
+        company = _company(job.input("retrieved"))
+        kind = pa.list_(pa.int64())
+        made = made.append_column("company", pa.array([company[q] for q in asked], kind))
+    return made
+
+
+@lru_cache(maxsize=4)
+def _company(retrieved: Table) -> dict[int, list[int]]:
+    """Question to its passages: the corpus that the weights of its terms are counted over."""
+    made: dict[int, list[int]] = {}
+    for batch in retrieved.batches(columns=["question", "passage"]):
+        columns = (batch.column(name).to_pylist() for name in ("question", "passage"))
+        for question, passage in zip(*columns, strict=True):
+            made.setdefault(question, []).append(passage)
+    return made
+
+
+def _together(options: ContextSignalsOptions) -> str | None:
+    """Weights of terms depend on the question's other passages."""
+    return "question" if "terms" in options.signals else None
+
+
+def score(job: Job, rows: pa.Table, out: Rows) -> None:
+    """Run the models over the sentences of some passages."""
     options: ContextSignalsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
-    number, start, stop = job.plan.payload[index]
-    retrieved = shard_of(job.input("retrieved"), number).slice(start, stop - start).to_pylist()
-    passages = _passages(job, retrieved)
+    passages = Passages.of(rows)
     columns = _base_columns(passages, str(encoder(options.encoder).path))
     if {"provence", "vote"} & set(options.signals):
         columns |= _provence(passages, options)
@@ -187,17 +243,6 @@ def shard(job: Job, index: int, out: Rows) -> None:
     schema = job.plan.schema
     out.write(pa.table([columns[name] for name in schema.names], schema=schema))
     out.count(len(columns["id"]), {})
-
-
-def _passages(job: Job, retrieved: list[dict[str, Any]]) -> Passages:
-    questions = rows_by_id(
-        job.input("questions"), [row["question"] for row in retrieved], ["question"]
-    )
-    columns = ["text", "title", "sentence_ends"]
-    chunks = rows_by_id(job.input("chunks"), [row["passage"] for row in retrieved], columns)
-    ends = [chunks[row["passage"]]["sentence_ends"] for row in retrieved]
-    spans = [list(zip([0, *found[:-1]], found, strict=True)) for found in ends]
-    return Passages(retrieved, questions, chunks, spans)
 
 
 def _base_columns(passages: Passages, tokenizer: str) -> dict[str, Any]:
@@ -252,6 +297,15 @@ def _terms(passages: Passages) -> dict[str, pa.Array]:
     return {name: pa.concat_arrays(found) for name, found in parts.items()}
 
 
+ROWS = RowWise(
+    # A question or a chunk that is gone, or new, matters only to the rows that name it.
+    ("retrieved", "questions", "chunks"),
+    read,
+    find,
+    score,
+    owner="passage",
+    group=_together,
+)
 SPEC = StepSpec(
     name="context_signals",
     version=1,
@@ -262,6 +316,7 @@ SPEC = StepSpec(
         "chunks": Slot(("chunk",)),
     },
     plan=plan,
-    shard=shard,
+    shard=ROWS.make,
+    row_wise=ROWS,
     about="What models say about each sentence of the retrieved passages.",
 )

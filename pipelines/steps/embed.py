@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
@@ -11,6 +13,7 @@ from ...errors import RecipeError
 from ...storage import Table
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 from ..models import encoder, sentence_encoder
+from ..reuse import RowWise
 
 _ROWS_A_BATCH = 1024
 # What is embedded of the rows of each step.
@@ -66,29 +69,38 @@ def plan(options: EmbedOptions, inputs: Mapping[str, Table], context: StepContex
     )
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
-    """Embed the passages of one shard, in its order."""
+def read(job: Job, index: int) -> Iterator[pa.Table]:
+    """Passages of one shard, in its order."""
+    source = job.input("chunks")
+    for batch in source.shard_batches(job.plan.payload[index], columns=_read(job)):
+        for start in range(0, batch.num_rows, _ROWS_A_BATCH):
+            yield pa.Table.from_batches([batch.slice(start, _ROWS_A_BATCH)])
+
+
+def find(job: Job, ids: npt.NDArray[np.int64]) -> pa.Table:
+    """Passages with these ids."""
+    return job.input("chunks").lookup(ids, columns=_read(job), missing="skip")
+
+
+def _read(job: Job) -> list[str]:
+    return ["id", *_COLUMNS[job.input("chunks").manifest.step]]
+
+
+def score(job: Job, rows: pa.Table, out: Rows) -> None:
+    """Embed some passages."""
     options: EmbedOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
     model = sentence_encoder(str(encoder(options.encoder).path), options.device)
-    source = job.input("chunks")
-    kept = 0
-    step = source.manifest.step
-    columns = ["id", *_COLUMNS[step]]
-    for batch in source.shard_batches(job.plan.payload[index], columns=columns):
-        for start in range(0, batch.num_rows, _ROWS_A_BATCH):
-            part = batch.slice(start, _ROWS_A_BATCH)
-            texts = _texts(step, part, options.title)
-            vectors = model.encode(texts, batch_size=options.batch_size)
-            values = pa.FixedSizeListArray.from_arrays(
-                pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
-            )
-            out.write(pa.Table.from_arrays([part.column("id"), values], schema=job.plan.schema))
-            kept += part.num_rows
-    out.count(kept, {})
+    texts = _texts(job.input("chunks").manifest.step, rows, options.title)
+    vectors = model.encode(texts, batch_size=options.batch_size)
+    values = pa.FixedSizeListArray.from_arrays(
+        pa.array(vectors.ravel(), pa.float32()), vectors.shape[1]
+    )
+    out.write(pa.Table.from_arrays([rows.column("id"), values], schema=job.plan.schema))
+    out.count(rows.num_rows, {})
 
 
-def _texts(step: str, rows: pa.RecordBatch, titled: bool) -> list[str]:
+def _texts(step: str, rows: pa.Table, titled: bool) -> list[str]:
     if step == "read_chats":
         return _chats(rows)
     if step == "chunk":
@@ -97,7 +109,7 @@ def _texts(step: str, rows: pa.RecordBatch, titled: bool) -> list[str]:
     return texts
 
 
-def _passages(rows: pa.RecordBatch, titled: bool) -> list[str]:
+def _passages(rows: pa.Table, titled: bool) -> list[str]:
     titles, texts = rows.column("title").to_pylist(), rows.column("text").to_pylist()
     return [
         f"{title}\n{text}" if titled and title else text
@@ -105,7 +117,7 @@ def _passages(rows: pa.RecordBatch, titled: bool) -> list[str]:
     ]
 
 
-def _chats(rows: pa.RecordBatch) -> list[str]:
+def _chats(rows: pa.Table) -> list[str]:
     """Messages one below the other, without their roles."""
     return [
         "\n".join(message["content"] for message in messages if message["content"])
@@ -113,12 +125,14 @@ def _chats(rows: pa.RecordBatch) -> list[str]:
     ]
 
 
+ROWS = RowWise(("chunks",), read, find, score)
 SPEC = StepSpec(
     name="embed",
     version=1,
     options=EmbedOptions,
     inputs={"chunks": Slot(tuple(_COLUMNS))},
     plan=plan,
-    shard=shard,
+    shard=ROWS.make,
+    row_wise=ROWS,
     about="One unit vector a passage, chat or text.",
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
@@ -16,9 +17,11 @@ from ..compression.model_tables import MODEL_STEPS, model_source
 from ..compression.teacher_tables import teacher_schema
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 from ..models import causal, resolved_causal
+from ..reuse import RowWise
 from ..tables import shard_ranges
 
 _MASKED = ("bert", "roberta", "distilbert", "electra", "deberta-v2", "modernbert", "xlm-roberta")
+_READ = ["id", "input_ids", "labels"]
 
 
 class TeacherLogitsOptions(StepOptions):
@@ -89,19 +92,27 @@ def plan(options: TeacherLogitsOptions, inputs: Mapping[str, Table], context: St
     )
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
+def read(job: Job, index: int) -> Iterator[pa.Table]:
+    """The rows of one shard."""
+    number, start, stop = job.plan.payload[1][index]
+    yield shard_of(job.input("rows"), number, _READ).slice(start, stop - start)
+
+
+def find(job: Job, ids: npt.NDArray[np.int64]) -> pa.Table:
+    """Rows with these ids."""
+    return job.input("rows").lookup(ids, columns=_READ, missing="skip")
+
+
+def score(job: Job, rows: pa.Table, out: Rows) -> None:
     """Ask the teacher about some rows; those without a target are left out and counted."""
     from ..compression.teacher import ask_teacher
 
     options: TeacherLogitsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
-    source, ranges = job.plan.payload
-    number, start, stop = ranges[index]
     table = job.input("rows")
-    columns = ["id", "input_ids", "labels"]
-    rows = shard_of(table, number, columns).slice(start, stop - start).to_pylist()
-    loaded = causal(source, options.device, options.dtype)
-    asked, without = _asked(rows, loaded.model.get_input_embeddings().weight.shape[0], table)
+    loaded = causal(job.plan.payload[0], options.device, options.dtype)
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    asked, without = _asked(rows.to_pylist(), vocabulary, table)
     made = ask_teacher(
         loaded.model, asked, k=options.k, tokens=options.tokens_a_batch, schema=job.plan.schema
     )
@@ -132,6 +143,7 @@ def _asked(
     return asked, without
 
 
+ROWS = RowWise(("rows",), read, find, score)
 SPEC = StepSpec(
     name="teacher_logits",
     version=1,
@@ -141,6 +153,7 @@ SPEC = StepSpec(
         "model": Slot(("train_lm", *MODEL_STEPS), optional=True),
     },
     plan=plan,
-    shard=shard,
+    shard=ROWS.make,
+    row_wise=ROWS,
     about="What a dense model says about each target of the rows, to distil from.",
 )

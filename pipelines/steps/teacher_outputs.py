@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from ...errors import InputError, ModelError
 from ...storage import Table
 from ..dataset_tables import outputs
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
+from ..reuse import RowWise
 
 
 class TeacherOutputsOptions(StepOptions):
@@ -48,8 +49,43 @@ def plan(options: TeacherOutputsOptions, inputs: Mapping[str, Table], context: S
     )
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
-    """The rows of one shard of the data, in its order.
+def read(job: Job, index: int) -> Iterator[pa.Table]:
+    """The rows of one shard of the data, in its order."""
+    data, number = job.input("data"), job.plan.payload[index]
+    batches = list(data.shard_batches(number, _read(job)))
+    schema = pa.schema([data.schema.field(name) for name in _read(job)])
+    yield _with_vectors(job, pa.Table.from_batches(batches, schema=schema))
+
+
+def find(job: Job, ids: npt.NDArray[np.int64]) -> pa.Table:
+    """Rows of the data with these ids."""
+    found = job.input("data").lookup(ids, columns=_read(job), missing="skip")
+    return _with_vectors(job, found)
+
+
+def _read(job: Job) -> list[str]:
+    from ..classifier import example_columns
+
+    return example_columns(job.input("data"), _vectors(job))
+
+
+def _vectors(job: Job) -> Table | None:
+    return job.input("embeddings") if job.has("embeddings") else None
+
+
+def _with_vectors(job: Job, rows: pa.Table) -> pa.Table:
+    """The rows with their vectors beside them, where those are the features."""
+    vectors = _vectors(job)
+    if vectors is None:
+        return rows
+    ids = rows.column("id").to_numpy()
+    return rows.append_column(
+        "embedding", vectors.lookup(ids, columns=["embedding"]).column("embedding")
+    )
+
+
+def score(job: Job, rows: pa.Table, out: Rows) -> None:
+    """What the classifier says of some rows.
 
     log_probability is the log of the mean over the runs of their probabilities; embedding is
     the L2-normalised input of the last layer of run 0. Features that are all zero have no
@@ -65,8 +101,7 @@ def shard(job: Job, index: int, out: Rows) -> None:
 
     options: TeacherOutputsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
-    embeddings = job.input("embeddings") if job.has("embeddings") else None
-    examples = load_examples(job.input("data"), embeddings, shard=job.plan.payload[index])
+    examples = load_examples(job.input("data"), _vectors(job), rows=rows)
     table, device = job.input("model"), pick_device(options.device)
     _check_shape(table, examples.shape)
     found = [
@@ -123,6 +158,7 @@ def _check_shape(model: Table, shape: tuple[int, ...]) -> None:
         )
 
 
+ROWS = RowWise(("data", "embeddings"), read, find, score)
 SPEC = StepSpec(
     name="teacher_outputs",
     version=1,
@@ -133,6 +169,7 @@ SPEC = StepSpec(
         "embeddings": Slot(("embed",), optional=True),
     },
     plan=plan,
-    shard=shard,
+    shard=ROWS.make,
+    row_wise=ROWS,
     about="Soft labels and last features of every row, by a trained classifier.",
 )

@@ -5,9 +5,11 @@ The expensive part of choosing samples and tokens, done once; any method decides
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
@@ -17,6 +19,7 @@ from ..bundles import shard_of
 from ..causal_files import causal_source, checkpoints_of
 from ..engine import Job, Plan, Rows, Slot, StepContext, StepOptions, StepSpec, use_threads
 from ..models import causal, resolved_causal
+from ..reuse import RowWise
 from ..sft_tables import SIGNAL_COLUMNS, TOKEN_SIGNALS
 from ..tables import shard_ranges
 
@@ -155,30 +158,40 @@ def _check_tokenizer(tokens: Table, found: str, model: str) -> None:
         )
 
 
-def shard(job: Job, index: int, out: Rows) -> None:
+def read(job: Job, index: int) -> Iterator[pa.Table]:
+    """The samples of one shard."""
+    number, start, stop = job.plan.payload[1][index]
+    yield shard_of(job.input("tokens"), number, _COLUMNS).slice(start, stop - start)
+
+
+def find(job: Job, ids: npt.NDArray[np.int64]) -> pa.Table:
+    """Samples with these ids."""
+    return job.input("tokens").lookup(ids, columns=_COLUMNS, missing="skip")
+
+
+def score(job: Job, rows: pa.Table, out: Rows) -> None:
     """Score some samples; those without a target or a finite loss go aside."""
     from ...pruners.signals.tokens import PromptAttention
     from ..token_scoring import score_samples
 
     options: TokenSignalsOptions = job.options  # type: ignore[assignment]
     use_threads(job.threads)
-    sources, ranges = job.plan.payload
-    number, start, stop = ranges[index]
-    table = job.input("tokens")
     made = score_samples(
-        shard_of(table, number, _COLUMNS).slice(start, stop - start),
-        sources,
+        rows,
+        job.plan.payload[0],
         lambda source: causal(source, options.device, options.dtype),
         job.plan.schema.names,
         tokens_a_batch=options.tokens_a_batch,
         attention=PromptAttention(layer=options.layer, exclude_sink=options.exclude_sink),
     )
+    name = job.input("tokens").manifest.name
     for row, reason in made.rejected():
-        out.reject(row, reason, f"sample {row['id']} of `{table.manifest.name}`")
+        out.reject(row, reason, f"sample {row['id']} of `{name}`")
     out.write(made.table(job.plan.schema))
     out.count(len(made.good), {})
 
 
+ROWS = RowWise(("tokens",), read, find, score)
 SPEC = StepSpec(
     name="token_signals",
     version=1,
@@ -188,6 +201,7 @@ SPEC = StepSpec(
         "model": Slot(("train_lm",), optional=True),
     },
     plan=plan,
-    shard=shard,
+    shard=ROWS.make,
+    row_wise=ROWS,
     about="What causal models say about each trainable token.",
 )
