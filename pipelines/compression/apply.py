@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import InputError
@@ -20,7 +19,7 @@ from ...pruners.models.streamed_model import StreamedModel
 from ...pruners.signals.block_statistics import TokenWeights
 from .compressor import CODES, Compressor, LayerStatistics
 from .journal import LayerJournal
-from .model_tables import write_model
+from .model_tables import save_tensors, write_model
 from .statistics import layer_statistics
 from .walk import Batch, LayerVisit, Made, walk
 
@@ -61,12 +60,11 @@ def compress_layers(
         statistics = dict(given(here.layer)) if given is not None else {}
         statistics |= layer_statistics(here, compressor.wanted, keep=dense, weights=weights)
         made = compressor(here, statistics, rows)
-        if not dense:
-            here.forward()
         flag = [{"dropped": here.dropped}]
         return made[0], [*flag, *({"layer": here.layer, **row} for row in made[1])]
 
-    walk(model, batches, journal, visit, each_layer=each_layer)
+    # Nothing reads what the last layer gives.
+    walk(model, batches, journal, visit, each_layer=each_layer, outputs=False)
 
 
 def compressed_rows(journal: LayerJournal, layers: int) -> list[dict[str, Any]]:
@@ -101,7 +99,7 @@ def write_compressed(
         }
         if codes:
             path = folder / codes_name(new)
-            save_file(codes, path, metadata={"format": "pt"})
+            save_tensors(codes, path)
             written.append(path)
     return sorted(written)
 

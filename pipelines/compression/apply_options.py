@@ -31,8 +31,8 @@ class CompressWeightsOptions(StepOptions):
     update
         Weights that stay make up for those that a method other than sparsegpt removed.
     measure
-        The relative error of each matrix's or half's outputs is measured (it needs the gram
-        matrix of its inputs, which some methods need anyway).
+        The relative error of each matrix's or half's outputs is measured, by the gram matrix of
+        its inputs.
     tokens
         all, or trained: statistics look only at tokens that have a label, those that a method
         over tokens kept. The others are read all the same.
@@ -45,7 +45,8 @@ class CompressWeightsOptions(StepOptions):
         Of RSQ: the least weight of a token before scaling, and the power of the weights in the
         Hessian (1 as in the code, 2 as in the figure of the paper).
     tokens_a_batch
-        Padded tokens in a batch at most. It decides shapes of matrix products and so last bits.
+        Padded tokens in a batch at most: a block's activations of so many are in memory. It decides
+        shapes of matrix products and so last bits.
     device, dtype
         Where, and in what numbers it is computed. Files keep the dtype of the source.
     """
@@ -65,6 +66,6 @@ class CompressWeightsOptions(StepOptions):
     rotation_seed: int = 0
     token_minimum: float = Field(default=0.005, gt=0, le=1)
     token_power: Literal[1, 2] = 1
-    tokens_a_batch: int = Field(default=4096, ge=1)
+    tokens_a_batch: int = Field(default=1024, ge=1)
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

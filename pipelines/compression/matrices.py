@@ -14,6 +14,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...pruners.catalogue import METHODS
 from ...pruners.contract import check_choice
+from ...pruners.finite import all_finite
 from ...pruners.models.block_layouts import Matrix, weight_of
 from ...pruners.weight.gblm import Gblm
 from ...pruners.weight.inverse_factor import InverseFactor, inverse_factor
@@ -49,7 +50,9 @@ class MatrixOptions:
         Weights that stay make up for those that a method other than sparsegpt removed, by the
         walk of sparsegpt under the method's mask.
     measure
-        Collect gram matrices for the error of each matrix even where the method needs none.
+        Measure the relative error of each matrix's outputs: gram matrices are collected for it
+        even where the method needs none, and multiplied with, which takes about as long as running
+        as many tokens as there are inputs.
     damping, block, act_order, symmetric, clip
         See `inverse_factor`, `solve` and `Grid`.
     together
@@ -206,7 +209,7 @@ class _Inputs:
                 f"statistic {name!r} of {module!r} must be {shape}; found {tuple(found.shape)}."
                 " Are the statistics of this model?"
             )
-        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+        if found.is_floating_point() and not all_finite(found):
             raise InputError(
                 f"statistic {name!r} of {module!r} must be finite; found a NaN or an infinity. Use"
                 " a wider dtype for the calibration, or look at its rows."
@@ -363,6 +366,8 @@ class _Work:
         """Relative change of the outputs, where a gram matrix is there."""
         if made is self.weight:
             return 0.0
+        if not self.options.measure:
+            return None
         name = "gram" if self.here.has("gram") else self.options.gram
         if not self.here.has(name) or self.unseen:
             return None

@@ -67,7 +67,8 @@ def layer_statistics(
         assert visit.current is not None
         return visit.current.valid if everything else visit.current.counted
 
-    with BlockStatistics(visit.block, visit.layout, wanted, valid, weights) as made:
+    block, layout = visit.block, visit.layout
+    with BlockStatistics(block, layout, wanted, valid, weights, stop=not keep) as made:
         visit.forward(lambda batch, hidden, out: made.after(hidden, out), keep=keep)
     return made.result()
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError, ModelError
+from ...pruners.finite import all_finite
 from ...pruners.models.block_layouts import BlockLayout
 from ...pruners.models.streamed_model import StreamedModel
+from ...pruners.signals.block_statistics import AllSeenError
 from .journal import LayerJournal
 
 Ints = npt.NDArray[np.int64]
@@ -142,13 +144,21 @@ class LayerVisit:
         self.forwarded = self.forwarded or keep
 
     def one(self, number: int) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs (B, T, d) of the block for one batch, without gradients."""
+        """Inputs and outputs (B, T, d) of the block for one batch, without gradients.
+
+        A hook may end the block's run early (`AllSeenError`): the outputs are then what entered
+        the last matrix.
+        """
         hidden = self.inputs(number)
         if self.dropped:
             return hidden, hidden
         with torch.no_grad():
-            out = self.model.run(self.block, hidden, self.call(number))
-        if not bool(torch.isfinite(out[self.batches[number].valid.to(out.device)]).all()):
+            try:
+                out = self.model.run(self.block, hidden, self.call(number))
+            except AllSeenError as seen:
+                out = seen.last.view(*hidden.shape[:2], -1)
+        # Padding may hold anything; it is looked at apart only where something is not finite.
+        if not all_finite(out) and not all_finite(out[self.batches[number].valid.to(out.device)]):
             row = int(self.batches[number].rows[0])
             raise ModelError(
                 f"layer {self.layer}: expected finite outputs; found a NaN or an infinity in the"
@@ -177,6 +187,7 @@ def walk(
     *,
     replay: Callable[[LayerVisit, dict[str, Tensor], list[dict[str, Any]]], None] | None = None,
     each_layer: Callable[[int], None] | None = None,
+    outputs: bool = True,
 ) -> None:
     """Visit every layer in order, from where the journal stands.
 
@@ -184,7 +195,8 @@ def walk(
     call `LayerVisit.forward` as often as it needs; where it does not, it is called once after
     it, so that the next layer gets what this one makes now. Where hidden states were lost (or the
     journal was made on another machine), done layers are run again: `replay` puts their recorded
-    tensors back into the block, and without it the block runs as it is.
+    tensors back into the block, and without it the block runs as it is. `outputs=False` leaves out
+    what the last layer gives, where nothing reads it.
     """
     done = journal.done()
     start = done if done and journal.has_hidden(done, len(batches)) else 0
@@ -202,8 +214,10 @@ def walk(
             here.forward()
             continue
         tensors, rows = visit(here)
-        if not here.forwarded:
+        if not here.forwarded and (outputs or layer + 1 < model.layers):
             here.forward()
         journal.record(layer, tensors, rows)
+        # Else two layers would be in memory while the next is read and run.
+        del here, tensors, rows
         if each_layer is not None:
             each_layer(layer)

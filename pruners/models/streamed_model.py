@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import ModelError
+from ..finite import all_finite
 from .block_layouts import BlockLayout, SplitExperts, layout_of
 from .encoders import weight_files
 from .language import DType
@@ -292,7 +293,7 @@ class StreamedModel:
                 " saved by save_pretrained (adapters merged first)."
             )
         tensor = self.tensors.read(stored)
-        if not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not all_finite(tensor):
             raise ModelError(
                 f"{self.folder}: expected finite weights; found a NaN or an infinity in {stored}."
                 " Copy the model again, or use a checkpoint from before it diverged."

@@ -7,7 +7,8 @@ Of what enters a matrix, under the module `BlockLayout.input_of` (matrices that 
 numbers share them):
 
 - "count" () int64, tokens. Given wherever one of the others is.
-- "sum_squares" (in,), sum of x²: Wanda's norm (arXiv:2306.11695) is its root.
+- "sum_squares" (in,), sum of x², a batch's in float32: Wanda's norm (arXiv:2306.11695) is its
+  root.
 - "mean" (in,), "m2" (in,): mean of x, and the sum of (x - mean)² (FLAP, arXiv:2312.11983).
 - "gram" (in, in) float32, sum of x xᵀ, not divided (SparseGPT, arXiv:2301.00774; GPTQ).
 - "weighted_gram" (in, in) float32, sum of r x xᵀ with a weight r a token, from the attention that
@@ -100,6 +101,20 @@ def check_wanted(wanted: frozenset[str]) -> frozenset[str]:
     return wanted & FORWARD_STATISTICS
 
 
+class AllSeenError(Exception):
+    """All inputs of a block's matrices have been seen: what it gives is not asked for.
+
+    Attributes
+    ----------
+    last
+        What entered the last matrix.
+    """
+
+    def __init__(self, last: Tensor) -> None:
+        super().__init__("all inputs of the block have been seen")
+        self.last = last
+
+
 class BlockStatistics:
     """Collects statistics while a block runs over batches; a context manager, which sets hooks.
 
@@ -113,6 +128,10 @@ class BlockStatistics:
         Gives (B, T) bool of the batch under way: False where padded.
     weights
         Of "weighted_gram".
+    stop
+        End a run of the block by `AllSeenError` where nothing more is to be seen: the last
+        matrix of a block, a fifth of its operations, need not run. Blocks with experts, and
+        statistics of outputs, run to the end all the same.
     """
 
     def __init__(
@@ -122,6 +141,8 @@ class BlockStatistics:
         wanted: frozenset[str],
         valid: Callable[[], Tensor],
         weights: TokenWeights | None = None,
+        *,
+        stop: bool = False,
     ) -> None:
         self.block, self.layout, self.wanted = block, layout, check_wanted(wanted)
         self.weights = weights or TokenWeights()
@@ -134,6 +155,8 @@ class BlockStatistics:
         self._attention: list[Tensor] = []
         self._block_sums = torch.zeros(2, dtype=torch.float64)
         self._tokens = 0
+        self._stops = stop and not self.wanted & (BLOCK_STATISTICS | EXPERT_STATISTICS)
+        self._seen = 0
         self._hooks = ExitStack()
 
     def __enter__(self) -> BlockStatistics:
@@ -153,7 +176,10 @@ class BlockStatistics:
         self._hooks.close()
 
     def after(self, hidden: Tensor, out: Tensor) -> None:
-        """Tell that a batch has passed: what the block took and gave, (B, T, d)."""
+        """Tell that a batch has passed: what the block took and gave, (B, T, d).
+
+        `out` is not looked at where the run was stopped.
+        """
         valid = self._valid().to(hidden.device)
         if self.wanted & BLOCK_STATISTICS:
             cosine = cosine_rows(hidden[valid], out[valid])
@@ -169,6 +195,7 @@ class BlockStatistics:
         if self._tap is not None:
             self._tap.query = self._tap.key = self._tap.mask = None
         self._received = None
+        self._seen = 0
 
     def result(self) -> dict[tuple[str, str], Tensor]:
         """All that was collected, on the CPU; the block may be thrown away."""
@@ -197,6 +224,8 @@ class BlockStatistics:
         tokens = _routed_tokens(stack, self.block, self.layout)
         for matrix in self.layout.matrices(self.block):
             name = self.layout.input_of(matrix)
+            # An expert that no token reaches would be waited for in vain.
+            self._stops = self._stops and matrix.expert is None
             if name in self._inputs:
                 continue
             module: Any = self.block.get_submodule(name)
@@ -218,12 +247,14 @@ class BlockStatistics:
             real = valid.flatten()[place]
             rows, place = rows[real], place[real]
             into.update(rows)
-            if "weighted_gram" not in self.wanted:
-                return
-            self._waiting.append((into, rows, place))
-            # What enters query, key and value is there before the attention that weighs it.
-            if not first:
-                self._flush(valid)
+            if "weighted_gram" in self.wanted:
+                self._waiting.append((into, rows, place))
+                # What enters query, key and value is there before the attention that weighs it.
+                if not first:
+                    self._flush(valid)
+            self._seen += 1
+            if self._stops and self._seen == len(self._inputs):
+                raise AllSeenError(given[0])
 
         return hook
 

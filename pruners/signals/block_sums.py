@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...kernels.wanda import column_square_sums
 from ..models.block_layouts import SplitExperts
 from .moments import Moments
 
 EXPERT_STATISTICS = frozenset(
     {"expert_tokens", "expert_gate", "expert_norm", "expert_reap", "expert_easy"}
 )
+
+
+_BLOCK = 256
 
 
 class InputSums:
@@ -40,16 +44,18 @@ class InputSums:
             self.sums["sum_squares"] += _square_sums(rows)
         if "gram" in self.sums:
             wide = rows.float()
-            self.sums["gram"].addmm_(wide.T, wide)
+            _add_products(self.sums["gram"], wide, wide)
 
     def update_weighted(self, rows: Tensor, weight: Tensor) -> None:
         """Take in (T, in) with weights (T,)."""
         wide = rows.float()
-        self.sums["weighted_gram"].addmm_(wide.T, wide * weight.float()[:, None])
+        _add_products(self.sums["weighted_gram"], wide, wide * weight.float()[:, None])
 
     def result(self) -> dict[str, Tensor]:
         """By name, on the CPU."""
         made = {"count": torch.tensor(self.tokens)}
+        for name in self.sums.keys() & {"gram", "weighted_gram"}:
+            _mirror(self.sums[name])
         made |= {name: array.cpu() for name, array in self.sums.items()}
         if self.moments is not None:
             made["mean"] = self.moments.mean.cpu()
@@ -127,11 +133,31 @@ def cosine_rows(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _square_sums(rows: Tensor) -> Tensor:
-    """(in,) float64 sum of squares of the columns of (T, in)."""
-    step = 256 if rows.device.type == "cpu" else len(rows)
-    parts = [rows[start : start + step].double() for start in range(0, len(rows), step)]
-    made: Tensor = torch.stack([part.square().sum(0) for part in parts]).sum(0)
-    return made
+    """(in,) float64 sum of squares of the columns of (T, in), squared and summed in float32."""
+    made = torch.zeros(rows.shape[1], dtype=torch.float32, device=rows.device)
+    column_square_sums(rows, made)
+    return made.double()
+
+
+def _add_products(into: Tensor, one: Tensor, other: Tensor) -> None:
+    """Add one' other of (T, in) to (in, in): what lies on and above the diagonal, by blocks.
+
+    It is symmetric, so that the rest need not be computed; see `_mirror`.
+    """
+    size = len(into)
+    step = size if into.is_cuda else _BLOCK
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        into[start:stop, start:].addmm_(one[:, start:stop].T, other[:, start:])
+
+
+def _mirror(sums: Tensor) -> None:
+    """Make (in, in) symmetric, by what lies above its diagonal."""
+    for start in range(0, len(sums), _BLOCK):
+        stop = min(start + _BLOCK, len(sums))
+        block = sums[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
+        sums[stop:, start:stop] = sums[start:stop, stop:].T
 
 
 def position_sums(parts: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..finite import all_finite
 
 _DAMPINGS = 8
 _SMALL = 128
@@ -111,7 +112,7 @@ def _factor(
         return None
     inverse = torch.zeros_like(lower)
     _invert_upper(lower.flip(0, 1), inverse)
-    return inverse if bool(torch.isfinite(inverse).all()) else None
+    return inverse if all_finite(inverse) else None
 
 
 def _invert_upper(upper: Tensor, out: Tensor) -> None:
@@ -137,7 +138,7 @@ def _check_gram(gram: Tensor, tokens: int) -> None:
         raise InputError(f"a gram matrix is (in, in); found {tuple(gram.shape)}.")
     if tokens < 1:
         raise InputError(f"a gram matrix is summed over at least one token; found {tokens}.")
-    if not bool(torch.isfinite(gram).all()):
+    if not all_finite(gram):
         row, column = (int(place) for place in (~torch.isfinite(gram)).nonzero()[0])
         raise InputError(
             f"a gram matrix is finite; found {float(gram[row, column])} for inputs {row} and"

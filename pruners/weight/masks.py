@@ -14,6 +14,7 @@ from ...errors import InputError
 from ...kernels.wanda import wanda_mask
 from .. import rules
 from ..contract import check_fraction
+from ..finite import all_finite
 
 
 def keep_matrix(score: Tensor, keep: float) -> Tensor:
@@ -43,7 +44,7 @@ def keep_count(score: Tensor, count: int) -> Tensor:
     border = _kth_lowest(flat, size - count + 1)
     mask = flat > border
     tied = (flat == border).nonzero()[:, 0]
-    mask[tied[: count - int(mask.sum())]] = True
+    mask[tied[: count - int(mask.count_nonzero())]] = True
     return mask.view(score.shape)
 
 
@@ -127,9 +128,8 @@ def _kth_lowest(flat: Tensor, k: int) -> Tensor:
 def _check(score: Tensor) -> None:
     if score.dim() != 2:
         raise InputError(f"scores are (out, in); found {tuple(score.shape)}.")
-    bad = ~torch.isfinite(score)
-    if bool(bad.any()):
-        row, column = (int(place) for place in bad.nonzero()[0])
+    if not all_finite(score):
+        row, column = (int(place) for place in (~torch.isfinite(score)).nonzero()[0])
         raise InputError(
             f"scores are finite; found {float(score[row, column])} at row {row}, column {column}."
             " Look at that weight and at the statistics of that input."

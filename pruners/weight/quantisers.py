@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..contract import check_choice
+from ..finite import all_finite
 
 BITS = (2, 3, 4, 8)
 # Shares of a group's range that a clip search tries, widest first.
 CLIPS = tuple(1.0 - 0.025 * step for step in range(29))
-_CELLS = 1 << 20
+# Weights that are fitted at a time: they, and what is made of them, stay in a core's cache.
+_CELLS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +113,16 @@ class Grid:
             return scale, zero
         best = torch.full_like(scale, torch.inf)
         first_low, first_high = low, high
+        work = torch.empty_like(weight)
         for share in CLIPS:
             tried, at = self._of_range(first_low * share, first_high * share)
-            codes = self.codes(weight, tried[:, None], at[:, None])
-            error = codes.sub_(at[:, None]).mul_(tried[:, None]).sub_(weight).square_().sum(1)
+            torch.div(weight, tried[:, None], out=work)
+            if not self.symmetric:
+                work.add_(at[:, None])
+            work.round_().clamp_(self.low, -self.low - 1)
+            if not self.symmetric:
+                work.sub_(at[:, None])
+            error = work.mul_(tried[:, None]).sub_(weight).square_().sum(1)
             better = error < best
             best = torch.where(better, error, best)
             scale = torch.where(better, tried, scale)
@@ -126,7 +134,7 @@ class Grid:
         rows, inputs = weight.shape
         size = self.size_of(inputs)
         groups = weight.reshape(-1, size)
-        # By blocks of groups: the clip search makes several copies of what it looks at.
+        # By blocks of groups: the clip search goes over what it looks at many times.
         step = max(1, _CELLS // size)
         parts = [self.fit(groups[start : start + step]) for start in range(0, len(groups), step)]
         scale = torch.cat([part[0] for part in parts]).view(rows, -1)
@@ -134,7 +142,10 @@ class Grid:
 
     def codes(self, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         """The nearest codes, in the weights' dtype; scale and zero broadcast."""
-        return weight.div(scale).add_(zero).round_().clamp_(self.low, -self.low - 1)
+        made = weight.div(scale)
+        if not self.symmetric:
+            made.add_(zero)
+        return made.round_().clamp_(self.low, -self.low - 1)
 
     def _of_range(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         # Scales are kept as float32: whatever the dtype of the work, they hold no more.
@@ -151,7 +162,7 @@ def round_to_nearest(weight: Tensor, grid: Grid) -> Quantised:
 
     Raises InputError for a weight that is not finite, or a group size that does not fit.
     """
-    if not bool(torch.isfinite(weight).all()):
+    if not all_finite(weight):
         row, column = (int(place) for place in (~torch.isfinite(weight)).nonzero()[0])
         raise InputError(
             f"weights are finite; found {float(weight[row, column])} at row {row}, column"

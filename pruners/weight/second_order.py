@@ -6,8 +6,9 @@ arXiv:2301.00774; GPTQ, arXiv:2210.17323; optimal brain surgeon for each row of 
 
     error = (w_i - q_i) / U_ii,  w_j <- w_j - error * U_ij  for j > i
 
-where q_i is w_i masked, rounded, or both. Inputs go in blocks: inside a block each step updates
-the block's own inputs, and the rest get all of a block's errors in one matrix product.
+where q_i is w_i masked, rounded, or both. Inputs go in blocks, and those in runs of a few: a step
+updates its own run at once, a run's errors go to the rest of its block in one matrix product, and
+a block's errors to the rest of the matrix in another.
 
 Departures from the published code, besides those of `inverse_factor`: exact counts; a group's
 scale comes from the weights as they stand when its first input is reached (the code for groups
@@ -28,6 +29,9 @@ from ...errors import InputError
 from .inverse_factor import InverseFactor
 from .masks import keep_count, keep_pattern
 from .quantisers import Grid, Quantised, packaged
+
+# Inputs of a run at best: their weights for a few thousand outputs stay in a core's cache.
+_RUNS = (32, 16, 8)
 
 # (weights (out, k), squared diagonal of U (k,)) -> scores (out, k), higher = kept.
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -160,6 +164,7 @@ class _Walk:
         elif chosen is not None:
             self.mask = torch.ones_like(self.work, dtype=torch.bool)
         self.block = self._aligned(block)
+        self.run_size = self._run_size()
         self.left = 0
 
     def _aligned(self, block: int) -> int:
@@ -168,6 +173,19 @@ class _Walk:
             sizes.append(self.chosen.pattern[1])
         step = math.lcm(*sizes) if sizes else 1
         return max(step, block - block % step)
+
+    def _run_size(self) -> int:
+        """Inputs of a run: updates must have reached all weights that are looked at together."""
+        spans = [self.group] if self.grid is not None and not self.before else []
+        step = None if self.chosen is None else self.chosen.at_once(self.inputs)
+        if step is not None and self.chosen is not None and self.chosen.pattern is not None:
+            spans.append(step)
+            step = None  # of a pattern; else all of the block from here on is looked at
+        for run in _RUNS:
+            within = all(span % run == 0 or run % span == 0 for span in spans)
+            if within and (step is None or step >= self.block or step % run == 0):
+                return run
+        return self.block
 
     def run(self) -> None:
         for start in range(0, self.inputs, self.block):
@@ -179,18 +197,22 @@ class _Walk:
     def _block(self, start: int, stop: int) -> Tensor:
         """Solve inputs start to stop; gives their errors (stop - start, out)."""
         work, upper = self.work[start:stop], self.upper[start:stop, start:stop]
-        diagonal = upper.diagonal()
+        diagonal, size = upper.diagonal(), stop - start
         errors = torch.empty_like(work)
         # Read once: a number of a tensor a step would wait for the device each time.
         pivots = diagonal.tolist()
-        for i in range(stop - start):
-            self._choose(start, i, work, diagonal)
-            self._fit_group(start, i)
-            kept = self._kept(start + i, work[i])
-            error = torch.sub(work[i], kept, out=errors[i]).div_(pivots[i])
-            work[i] = kept
-            if i + 1 < stop - start:
-                work[i + 1 :].addr_(upper[i, i + 1 :], error, alpha=-1)
+        for first in range(0, size, self.run_size):
+            last = min(first + self.run_size, size)
+            for i in range(first, last):
+                self._choose(start, i, work, diagonal)
+                self._fit_group(start, i)
+                kept = self._kept(start + i, work[i])
+                error = torch.sub(work[i], kept, out=errors[i]).div_(pivots[i])
+                work[i] = kept
+                if i + 1 < last:
+                    work[i + 1 : last].addr_(upper[i, i + 1 : last], error, alpha=-1)
+            if last < size:
+                work[last:].addmm_(upper[first:last, last:].T, errors[first:last], alpha=-1)
         return errors
 
     def _choose(self, start: int, i: int, work: Tensor, diagonal: Tensor) -> None:
@@ -236,7 +258,9 @@ class _Walk:
         if mask is not None:
             codes = torch.where(mask, codes, zero)
         self.codes[place] = codes.to(torch.int8)
-        return codes.sub_(zero).mul_(scale)
+        if not self.grid.symmetric:
+            codes.sub_(zero)
+        return codes.mul_(scale)
 
     def result(self) -> Solved:
         weight = self._in_order(self.work)

@@ -38,7 +38,7 @@ def visit(llama, tmp_path):
 
 
 def compress(visit, plan, statistics=None, **options):
-    compressor = MatrixCompressor(MatrixOptions(**options))
+    compressor = MatrixCompressor(MatrixOptions(**{"measure": True, **options}))
     tensors, rows = compressor(visit, statistics or statistics_of(visit), plan)
     return tensors, {row["module"]: row for row in rows}
 
@@ -248,6 +248,16 @@ def test_an_expert_without_tokens_goes_by_magnitude(tmp_path, method, quantiser)
         if unseen and quantiser == "none":
             w, mask = before[matrix].abs(), made[matrix] != 0
             assert w[mask].min() >= w[~mask].max()
+
+
+def test_errors_are_measured_on_request(visit):
+    statistics, before = statistics_of(visit), weights(visit)
+    _, rows = compress(visit, plan_of(visit), statistics, method="sparsegpt", measure=False)
+    assert all(row["error"] is None for row in rows.values())
+    plain = weights(visit)
+    visit.block.load_state_dict({f"{name}.weight": w for name, w in before.items()}, strict=False)
+    compress(visit, plan_of(visit), statistics, method="sparsegpt")
+    assert all(torch.equal(plain[name], made) for name, made in weights(visit).items())
 
 
 def test_how_many_inputs_are_fixed_at_a_time_is_an_option(llama, tmp_path):

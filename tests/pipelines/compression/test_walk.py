@@ -64,6 +64,15 @@ def test_a_walk_that_changes_nothing_gives_the_models_logits(tmp_path):
         torch.testing.assert_close(logits, theirs, rtol=1e-4, atol=1e-4)
 
 
+def test_the_last_outputs_are_left_out_on_request(tmp_path):
+    model, batches = StreamedModel(saved_model(tmp_path, "llama")), batches_of(rows(), tokens=40)
+    journal = LayerJournal(tmp_path / "work")
+    walk(model, batches, journal, lambda visit: ({}, []), outputs=False)
+    assert journal.done() == model.layers
+    assert not journal.has_hidden(model.layers, 1)
+    walk(model, batches, journal, lambda visit: pytest.fail("all layers are done"), outputs=False)
+
+
 def test_counted_tokens_follow_their_rows():
     given = rows(10)
     marks = [np.arange(len(row)) % 3 == 0 for row in given]

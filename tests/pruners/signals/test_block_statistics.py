@@ -17,6 +17,7 @@ from prunery.pruners.signals.block_statistics import (
     check_wanted,
     merge_statistics,
 )
+from prunery.pruners.signals.block_sums import InputSums
 from prunery.pruners.signals.moments import Moments
 
 from ...pipelines.compression import whole_model
@@ -221,6 +222,44 @@ def test_statistics_leave_the_outputs_and_the_block_alone(tmp_path):
     walk(model, batches, watched, visit)
     for number in range(len(batches)):
         assert torch.equal(plain.hidden(3, number), watched.hidden(3, number))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_run_that_stops_early_sees_the_same(tmp_path, name):
+    """Where outputs do not go on, the last matrix need not run; experts run to the end."""
+    folder, given = saved_model(tmp_path, name), rows()
+    wanted = frozenset({"gram", "sum_squares", "mean", "m2", "attention"})
+    model = StreamedModel(folder)
+    ran = []
+
+    def visit(here):
+        whole = layer_statistics(here, wanted)
+        last = list(here.layout.matrices(here.block))[-1]
+        module = here.block.get_submodule(last.name)
+        hook = module.register_forward_hook(lambda *given: ran.append(last.name))
+        stopped = layer_statistics(here, wanted, keep=False)
+        hook.remove()
+        assert set(whole) == set(stopped)
+        assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+        return {}, []
+
+    walk(model, batches_of(given, tokens=40, pad=2), LayerJournal(tmp_path / "w"), visit)
+    assert not ran or model.layout.experts is not None
+
+
+def test_grams_are_symmetric_to_the_last_bit_and_sums(tmp_path):
+    sums = InputSums(600, frozenset({"gram", "weighted_gram", "sum_squares"}), torch.device("cpu"))
+    rng = torch.Generator().manual_seed(0)
+    x, r = torch.randn(300, 600, generator=rng), torch.rand(300, generator=rng)
+    for part in (slice(0, 1), slice(1, 200), slice(200, 300)):
+        sums.update(x[part])
+        sums.update_weighted(x[part], r[part])
+    found = sums.result()
+    wide = x.double()
+    close(found["gram"], wide.T @ wide, 1e-5)
+    close(found["weighted_gram"], wide.T @ (wide * r.double()[:, None]), 1e-5)
+    torch.testing.assert_close(found["sum_squares"], wide.square().sum(0), rtol=1e-6, atol=0)
+    assert all(torch.equal(found[n], found[n].T) for n in ("gram", "weighted_gram"))
 
 
 def test_hooks_go_when_the_block_fails(tmp_path):

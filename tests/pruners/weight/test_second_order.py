@@ -165,6 +165,28 @@ def test_sparsegpt(together, block, keep):
     assert not made.weight[~made.mask].any()
 
 
+@pytest.mark.parametrize(
+    "way", [{"together": 32}, {"together": 24}, {"together": 128}, {"pattern": (2, 4)}, {}]
+)
+def test_runs_inside_a_block_change_nothing(way):
+    """Blocks of several runs of inputs, by the walk that updates all inputs at each step."""
+    weight, x = problem(inputs=144, tokens=400)
+    factor = inverse_factor(x.double().T @ x.double(), len(x), **DOUBLE)
+    if "pattern" in way:
+        made = solve(weight, factor, chosen=Chosen(score=score, **way), block=128)
+        expected, mask = plain_walk(weight, x, **way)
+    elif way:
+        count = weight.numel() // 2
+        chosen = Chosen(score=score, count=count, **way)
+        made = solve(weight, factor, chosen=chosen, block=128)
+        expected, mask = plain_walk(weight, x, block=128, keep=count, **way)
+    else:
+        made = solve(weight, factor, grid=Grid(bits=3, group_size=48), block=96)
+        expected, mask = plain_walk(weight, x, bits=3, group=48)[0], None
+    assert mask is None or torch.equal(made.mask, mask)
+    torch.testing.assert_close(made.weight, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_masks_fixed_for_fewer_inputs_at_a_time_lose_less():
     for seed in range(3):
         weight, x = problem(seed, outs=64, inputs=128, tokens=1500)
@@ -207,7 +229,7 @@ def test_gptq(bits, group, block, symmetric):
     assert made.mask is None
 
 
-@pytest.mark.parametrize("way", ["chosen", "pattern", "mask"])
+@pytest.mark.parametrize("way", ["chosen", "pattern", "mask", "mask of the largest"])
 def test_sparse_and_quantised_together(way):
     weight, x = problem()
     factor = inverse_factor(x.double().T @ x.double(), len(x), **DOUBLE)
@@ -217,7 +239,9 @@ def test_sparse_and_quantised_together(way):
     elif way == "pattern":
         given["chosen"], plain["pattern"] = Chosen(score=score, pattern=(2, 4)), (2, 4)
     else:
-        given["mask"] = plain["mask"] = keep_count(weight.abs(), 300)
+        # Where the largest go, a group's scale is of what stays.
+        sign = -1 if "largest" in way else 1
+        given["mask"] = plain["mask"] = keep_count(sign * weight.abs(), 300)
     made = solve(weight, factor, grid=Grid(bits=4, group_size=8), block=16, **given)
     expected, mask = plain_walk(weight, x, bits=4, group=8, block=16, **plain)
     assert torch.equal(made.mask, mask)
