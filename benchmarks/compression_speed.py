@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import fresh
 import numpy as np
 import torch
+from compression_peers import peak_bytes
 from compression_runs import HERE, interval, run, stories, stories_model
 from sections import write_section
 
@@ -96,8 +96,8 @@ def ours(method: str, model: str, rows: str, out: str) -> None:
             with writer.shard(number) as shard:
                 shard.write(pa.Table.from_pylist(table, CALIBRATION))
         key = writer.commit().key
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    before = peak_bytes(reset=True)
+    start, used = time.perf_counter(), time.process_time()
     planned = run(store, "plan_compression", "plan", {}, model=model, **METHODS[method])
     made = run(
         store,
@@ -107,15 +107,16 @@ def ours(method: str, model: str, rows: str, out: str) -> None:
         model=model,
         measure=False,
     )
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, used = time.perf_counter() - start, time.process_time() - used
+    peak = peak_bytes()
     folder = model_folder(store.table(made.key))
     print(
         json.dumps(
             {
                 "seconds": seconds,
-                "peak_bytes": peak * 1024,
-                "before_bytes": before * 1024,
+                "cpu_seconds": used,
+                "peak_bytes": peak,
+                "before_bytes": before,
                 "folder": str(folder),
             }
         )
