@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import RecipeError
+from ..errors import RecipeError, StoreError
 from ..storage import Table
 from ..storage.ids import digest
 
@@ -113,8 +113,11 @@ def _assemble(folder: Path, wanted: Mapping[str, Path]) -> None:
             except OSError:
                 shutil.copyfile(source, made / name)
         os.rename(made, folder)
-    except OSError:
+    except OSError as error:
         if not _whole(folder, wanted):
-            raise
+            raise StoreError(
+                f"{folder}: expected to put a model's files there, found: {error}. Free some space,"
+                " or set PRUNERY_CACHE to a folder on a disk with more, and run again."
+            ) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)

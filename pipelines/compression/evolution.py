@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import BudgetError, InputError
+from ...storage.shard import disk_errors
 
 Genome = tuple[int, ...]
 # Genomes and the number of a stage to what each of them is worth there; lower is better.
@@ -265,7 +266,7 @@ class LoggedFitness:
                 value = float(self._fitness([genome], stage)[0])
                 self.asked += 1
                 entry = {"stage": stage, "genome": list(genome), "fitness": value}
-                with self._path.open("a") as file:
+                with disk_errors(str(self._path)), self._path.open("a") as file:
                     file.write(json.dumps(entry) + "\n")
                 self._known[stage, genome] = value
             made.append(value)

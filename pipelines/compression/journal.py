@@ -107,14 +107,14 @@ class LayerJournal:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with _unfinished(path) as made:
+    with unfinished(path) as made:
         save_tensors(tensors, made)
         with made.open("rb+") as file:
             os.fsync(file.fileno())
 
 
 def _replace(path: Path, content: bytes) -> None:
-    with _unfinished(path) as made, made.open("wb") as file:
+    with unfinished(path) as made, made.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -126,7 +126,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _unfinished(path: Path) -> Iterator[Path]:
+def unfinished(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place when the block ends without an error.
 
     Raises StoreError where it cannot be written, and leaves nothing of it then.

@@ -119,7 +119,8 @@ def pack_model(source: Path, out: Path, options: PackOptions | None = None) -> S
     InputError
         `out` exists; it is never overwritten.
     ModelError
-        The source cannot be read, or a weight does not fit into the dtype asked for.
+        The source cannot be read, or a weight is not finite or does not fit into the dtype asked
+        for.
     StoreError
         The folder cannot be written; nothing of it is left behind.
     """
@@ -259,10 +260,17 @@ def _stored(name: str, tensor: Tensor, packing: _Packing) -> dict[str, Tensor]:
 
 
 def _cast(name: str, tensor: Tensor, dtype: Stored) -> Tensor:
-    if dtype == "source" or not tensor.is_floating_point():
+    if not tensor.is_floating_point():
+        return tensor
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelError(
+            f"{name}: expected finite weights to export, found a NaN or an infinity. Look at the"
+            " rows of this layer in the compressed table, and make it again."
+        )
+    if dtype == "source":
         return tensor
     made = tensor.to(getattr(torch, dtype))
-    if bool(torch.isfinite(tensor).all()) and not bool(torch.isfinite(made).all()):
+    if not bool(torch.isfinite(made).all()):
         raise ModelError(
             f"{name}: expected weights that {dtype} can hold, found"
             f" {float(tensor.abs().max()):.3g}. Use `dtype: bfloat16`, whose range is wider."

@@ -7,7 +7,6 @@ genome is looked at by copying the parts in which it differs from the one before
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,14 +16,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...errors import InputError
 from ...pruners.models.streamed_model import Prepared, StreamedModel
 from .compressor import Compressor
 from .evolution import Genome
-from .journal import LayerJournal
+from .journal import LayerJournal, unfinished
+from .model_tables import save_tensors
 from .parts import Part, half_of
 from .plan import Layers
 from .teacher import Targets, target_divergence, teacher_targets
@@ -69,9 +69,8 @@ class LevelStore:
             return load_file(path)
         except (OSError, SafetensorError):
             made = self._level(place, keep)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(made, unfinished, metadata={"format": "pt"})
-        os.replace(unfinished, path)
+        with unfinished(path) as to:
+            save_tensors(made, to)
         return made
 
     def _level(self, place: int, keep: int) -> dict[str, Tensor]:

@@ -67,6 +67,7 @@ def verdict(value, noise=0.0, tasks=None, tolerance=0.1):
         (1.1, 0.0, True),
         (1.11, 0.0, False),
         (1.11, 0.2, True),  # cannot be told from the choice of rows
+        (1.12, 0.05, False),  # the larger of the two, not their sum
         (0.8, 0.0, True),
         (NAN, 0.0, False),
         (math.inf, 0.0, False),
@@ -91,6 +92,16 @@ def test_no_task_may_lose_more_than_tolerance_or_noise(change, stderr, accepted)
     found = verdict(1.0, tasks=tasks)
     assert found.accepted is accepted
     assert ("refused: asked" in found.reasons[2]) is not accepted
+
+
+@pytest.mark.parametrize(("value", "lost"), [(1.5, False), (1.0, True), (1.5, True)])
+def test_one_refusal_is_enough_wherever_it_stands(value, lost):
+    fine = (TaskScore("acc", 0.5, 0.0), TaskScore("acc", 0.6, 0.0))
+    bad = (TaskScore("acc", 0.5, 0.0), TaskScore("acc", 0.1, 0.0))
+    found = verdict(value, tasks={"first": bad if lost else fine, "last": fine})
+    assert not found.accepted
+    said = [reason.startswith("refused: ") for reason in found.reasons]
+    assert said == [value > 1.1, lost, False]
 
 
 def part(unit, total, kept):

@@ -128,6 +128,9 @@ def test_rows_count_layers_as_they_were_before_some_were_dropped():
     ]
     names = [f"model.layers.{layer}.mlp.up_proj" for layer in range(2)]
     assert bits_by_name(rows, names, LLAMA) == {names[0]: 4, names[1]: 8}
+    # A dropped layer has no place among those that stay, whatever its rows say of its matrices.
+    rows.append({"layer": 1, "module": "mlp.up_proj", "unit": "weight", "kept": 9, "bits": 2})
+    assert bits_by_name(rows, names, LLAMA) == {names[0]: 4, names[1]: 8}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +219,18 @@ def test_a_weight_beyond_float16_is_refused_by_name(tmp_path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"model\.norm\.weight: expected weights that float16"):
         pack_model(folder, tmp_path / "out", PackOptions(dtype="float16"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llama"]
+
+
+@pytest.mark.parametrize("dtype", ["source", "bfloat16"])
+@pytest.mark.parametrize("poison", [float("nan"), float("-inf")])
+def test_a_weight_that_is_no_number_is_refused_by_name(tmp_path, dtype, poison):
+    folder = saved_model(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"][3, 5] = poison
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.2\.mlp\.down_proj\.weight: expected finite"):
+        pack_model(folder, tmp_path / "out", PackOptions(dtype=dtype))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llama"]
 
 

@@ -13,11 +13,16 @@ from prunery.pipelines.compression.groups import (
     GroupOptions,
     LayerCompressor,
 )
-from prunery.pipelines.compression.slicing import slice_heads, slice_neurons
+from prunery.pipelines.compression.slicing import (
+    slice_heads,
+    slice_neurons,
+    zero_heads,
+    zero_neurons,
+)
 from prunery.pruners.models.block_layouts import LAYOUTS
 from prunery.pruners.models.streamed_model import StreamedModel
 
-from ...tiny_causal import ARCHITECTURES, saved_model
+from ...tiny_causal import ARCHITECTURES, saved_model, tiny_model
 from .groups_of import blocks_of, compressed, load, logits_of, plan_row, silence, token_rows
 
 MOE = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -266,6 +271,35 @@ def test_a_width_that_no_group_meets_names_layer_and_nearest(tmp_path, keep, ali
     config, *_ = sizes(saved_model(tmp_path, "llama"))
     with pytest.raises(BudgetError, match=rf"layer 1 mlp.*found {keep}.*possible: {nearest}"):
         GroupCompressor(config, llama_plan([32, keep, 32]), GroupOptions(align=align))
+
+
+@pytest.mark.parametrize(
+    ("name", "biases"),
+    [("gpt2", ["attn.c_attn", "mlp.c_fc"]), ("opt", ["self_attn.v_proj", "fc1"])],
+)
+def test_what_is_set_to_zero_has_no_bias_either(tmp_path, name, biases):
+    config, layout, *_ = sizes(saved_model(tmp_path, name))
+    block = tiny_model(name).get_submodule(f"{layout.blocks}.0")
+    for bias in biases:
+        block.get_submodule(bias).bias.data.fill_(1)
+    zero_heads(block, layout, config, [0, 2, 3])
+    zero_neurons(block, layout, list(range(1, layout.neurons(config))))
+    heads, neurons = (block.get_submodule(bias).bias for bias in biases)
+    value = heads[-32:]  # after query and key, where they are one matrix
+    assert value[8:16].count_nonzero() == 0 and value.count_nonzero() == 24
+    assert neurons[0] == 0 and neurons.count_nonzero() == neurons.numel() - 1
+
+
+def test_all_neurons_may_stay_whatever_the_multiple(tmp_path):
+    config, *_ = sizes(saved_model(tmp_path, "llama"))
+    made = GroupCompressor(config, llama_plan([64, 64, 64]), GroupOptions(align=48))
+    assert made.widths.neuron is None
+    made = GroupCompressor(
+        config, llama_plan([48, 64, 48]), GroupOptions(align=48, widths="masked")
+    )
+    assert made.widths.neuron is None
+    with pytest.raises(BudgetError, match="The nearest possible: 48 or 64"):
+        GroupCompressor(config, llama_plan([60, 64, 64]), GroupOptions(align=48))
 
 
 def test_no_head_left_names_the_layer(tmp_path):

@@ -1,5 +1,6 @@
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from prunery.errors import PruneryWarning, StoreError
 from prunery.pipelines.compression.journal import LayerJournal
+from prunery.pipelines.compression.model_tables import model_folder
 from prunery.pipelines.compression.work import remove_work, unfinished_model, work_folder, working
 from prunery.storage import Store
 
@@ -188,6 +190,22 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path):
     assert not work.exists()
 
 
+def test_a_folder_of_a_models_files_that_cannot_be_made_is_told(tmp_path, monkeypatch):
+    store, source = Store(tmp_path / "store"), saved_model(tmp_path, "llama")
+    calibration(store)
+    run(store, "plan_compression", "plan", model=str(source), method="magnitude")
+    run(store, "compress_weights", "small", {"plan": "plan", "rows": "rows"}, model=str(source))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(StoreError, match=r"expected to put a model's files there.*No space left"):
+        model_folder(store.table("small"))
+    assert not list((tmp_path / "cache" / "causal").glob("*"))
+
+
 @pytest.mark.parametrize(
     ("step", "size"),
     [
@@ -196,6 +214,8 @@ def test_a_model_that_cannot_be_written_leaves_nothing(tmp_path):
         ("compress_weights", 60_000),  # the model
         ("compensate_weights", 60_000),
         ("recover_weights", 60_000),
+        ("search_budgets", 2_000),
+        ("activation_thresholds", 8_000),
         ("verify_compression", 60_000),
         ("export_model", 60_000),
     ],
@@ -235,6 +255,7 @@ def _steps(source):
         ("plan_compression", {}, {**model, "method": "flap", "sparsity": 0.25}),
         (*small[:2], {**model, "compensate": "none"}),
     ]
+    few = {"offspring": 2, "survivors": [2], "tokens": [100]}
     told = {"dense": str(source), "control": "none", "speed": False, "tolerance": 100.0}
     return {
         "weight_statistics": ([], statistics[1:]),
@@ -247,6 +268,11 @@ def _steps(source):
             [plan, small],
             ({"model": "compress_weights", **rows}, {"method": "bias_norm", "steps": 2}),
         ),
+        "search_budgets": (
+            [],
+            (rows, {**model, "method": "magnitude", "rounds": 1, "generations": 1, **few}),
+        ),
+        "activation_thresholds": ([], (rows, model)),
         "verify_compression": ([plan, small], ({"model": "compress_weights", **rows}, told)),
         "export_model": ([plan, small], ({"model": "compress_weights"}, {})),
     }
