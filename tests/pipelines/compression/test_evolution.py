@@ -96,6 +96,14 @@ def test_no_genome_breaks_its_budget_or_its_bounds_and_none_is_asked_twice():
     assert found.genome == start  # the variance of equal parts is the least
 
 
+def test_levels_are_halved_from_round_to_round_down_to_one_step():
+    space = Space(
+        low=(0, 0, 0), total=(64, 64, 64), step=(2, 4, 1), stride=(16, 12, 1), kind=("a",) * 3
+    )
+    found = [space.strides(number) for number in range(5)]
+    assert found == [(16, 12, 1), (8, 4, 1), (4, 4, 1), (2, 4, 1), (2, 4, 1)]
+
+
 def test_the_best_so_far_never_rises():
     cost, _ = landscape(9)
     found = evolve((32,) * PARTS, space(), fitness_of(cost), SMALL, 1)

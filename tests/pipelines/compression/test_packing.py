@@ -149,6 +149,17 @@ def test_what_no_loader_takes_stays_dense_and_is_said(tmp_path, name, how):
     assert torch.equal(logits(tmp_path / "out"), logits(folder))
 
 
+def test_experts_of_two_kinds_of_grid_stay_dense(tmp_path):
+    folder, wide = saved_model(tmp_path, "mixtral"), "self_attn"
+    quantise(folder, lambda name: 8 if wide in name else 4, 16)
+    names = [name.removesuffix(".weight") for name in matrices(folder)]
+    bits = {name: 8 if wide in name else 4 for name in names}
+    assert pack_model(folder, tmp_path / "out", PackOptions(bits=bits)).packed == 0
+    assert torch.equal(logits(tmp_path / "out"), logits(folder))
+    alike = pack_model(folder, tmp_path / "alike", PackOptions(bits=dict.fromkeys(names, 8)))
+    assert alike.packed == len(names)
+
+
 def test_codes_that_need_more_bits_than_the_table_says_are_refused(tmp_path):
     folder = quantise(saved_model(tmp_path, "llama"), 8, 16)
     bits = {name.removesuffix(".weight"): 4 for name in matrices(folder)}

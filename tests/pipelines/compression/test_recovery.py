@@ -243,6 +243,12 @@ def test_the_loss_is_the_mean_over_targets(tmp_path):
     assert found == pytest.approx(told / count, rel=1e-5)
 
 
+def test_the_divergence_counts_by_the_square_of_the_temperature():
+    settings = Settings(method="distil", temperature=3.0, distil_weight=0.25)
+    assert recovery._mix(2.0, 1.5, settings) == 0.75 * 2.0 + 0.25 * 9 * 1.5
+    assert recovery._mix(2.0, None, settings) == 2.0
+
+
 def test_the_rate_rises_and_falls_to_zero():
     assert rate(1, 100) == pytest.approx(0.2) and rate(5, 100) == 1.0
     assert rate(100, 100) == pytest.approx(0.0)
