@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .api.client import AsyncClient, Client
     from .pipelines.dynamics import DynamicsRecorder
     from .pipelines.infobatch_sampler import InfoBatchSampler
     from .pipelines.online_selection import OnlineSelection
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "AsyncClient",
+    "Client",
     "ContextPruner",
     "DynamicsRecorder",
     "InfoBatchSampler",
@@ -36,6 +39,8 @@ __all__ = [
 
 _HOME = {
     "METHODS": ".pruners.catalogue",
+    "AsyncClient": ".api.client",
+    "Client": ".api.client",
     "ContextPruner": ".pruners.context",
     "DynamicsRecorder": ".pipelines.dynamics",
     "InfoBatchSampler": ".pipelines.infobatch_sampler",

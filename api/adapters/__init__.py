@@ -1,0 +1,1 @@
+"""Prunery inside other frameworks: LangChain, LlamaIndex, Haystack (an extra of each name)."""
