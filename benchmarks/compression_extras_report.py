@@ -94,7 +94,7 @@ def _encoder(cells: list[Cell], result: dict[str, Any]) -> list[str]:
             for name in ("mrr", "cosine")
             for role in ("domain", "general")
         ]
-        also = "" if cell["name"] == "dense" else f"{_mean(cell, 'overlap'):.2%}"
+        also = "" if cell["name"] == "dense" else f"{_mean(cell, 'overlap'):.4%}"
         lines.append(f"| {cell['name']} | {cell['keep']:.0%} | {' | '.join(sets)} | {also} |")
     return [*lines, "", *_encoder_words(cells)]
 
@@ -112,7 +112,7 @@ def _encoder_words(cells: list[Cell]) -> list[str]:
             words.append(
                 f"- {name}, {keep:.0%} kept: MRR on the domain {_signed(found, 3)} against"
                 f" magnitude ({_verdict(found, higher=True)});"
-                f" {1 - _mean(cell, 'overlap'):.2%} of its weights are others."
+                f" {1 - _mean(cell, 'overlap'):.4%} of its weights are others."
             )
     for cell in cells:
         if "step_agrees" in cell:

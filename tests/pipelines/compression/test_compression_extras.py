@@ -100,3 +100,54 @@ def test_the_random_search_looks_as_often_as_evolution(extras):
     assert once["rounds"] == once["generations"] == 1
     assert once["offspring"] == turns * evolution["offspring"]
     assert once["survivors"][:2] == [turns * count for count in evolution["survivors"][:2]]
+
+
+def cell(values, **more):
+    return {**more, "seeds": [dict(value) for value in values]}
+
+
+def test_a_section_tells_every_part(extras):
+    import compression_extras_report as report
+
+    live = {"dead": 0.4, "unread": 0.2, "perplexity": 6.0, "random": 9.0}
+    sets = {"domain": {"mrr": 0.9, "cosine": 0.8}, "general": {"mrr": 0.8, "cosine": 0.7}}
+    others = {"domain": {"mrr": 0.7, "cosine": 0.8}, "general": {"mrr": 0.8, "cosine": 0.7}}
+    found = {"start": 1.0, "best": 0.5, "evaluations": 10, "seconds": 3.0}
+    trained = {"perplexity": 8.0, "zeros": 0.5, "share_trained": 0.1, "seconds": 2.0}
+    plain = {"perplexity": 40.0, "zeros": 0.5}
+    result = {
+        "command": "python benchmarks/compression_extras.py",
+        "model": "stories", "seeds": 2, "dense": 5.0, "tokens": 10,
+        "machine": {
+            "processor": "one", "threads": 1, "python": "3", "versions": {}, "load_before": 0.0,
+        },
+        "activation": [
+            cell([live] * 2, name="CATS", level=0.5), cell([live] * 2, name="PPL-1%", level=None),
+        ],
+        "encoder": [
+            cell([sets] * 2, name="dense", keep=1.0),
+            cell([{**sets, "overlap": 1.0}] * 2, name="magnitude", keep=0.5),
+            cell([{**others, "overlap": 0.6}] * 2, name="a", keep=0.5, step_agrees=False),
+        ],
+        "search": [
+            cell([{"perplexity": 9.0}] * 2, plan="p", name="uniform"),
+            cell([{"perplexity": 7.0, **found}] * 2, plan="p", name="evolution"),
+            cell([{"perplexity": 8.0, **found}] * 2, plan="p", name="random search"),
+        ],
+        "recovery": [
+            cell([plain] * 2, base="dense", name="nothing"),
+            cell([trained] * 2, base="dense", name="MaskLoRA"),
+            cell([plain] * 2, base="m", name="nothing"),
+            cell([{**trained, "given_back": True}] * 2, base="m", name="MaskLoRA"),
+            cell([trained] * 2, base="m", name="LoRA, zeros not kept"),
+        ],
+    }  # fmt: skip
+    text = report.section(result)
+    assert "Thresholds beat the lot in 2 of 2 cells." in text
+    assert "| CATS | 50% | 40.0% | 20.0% | 6.00 ± 0.00 | 9.00 ± 0.00 |" in text
+    assert "domain -0.200 ± 0.000 against magnitude (worse); 40.0000% of its" in text
+    assert "does NOT leave the same weights" in text
+    assert "| p | evolution | 7.00 ± 0.00 | -2.00 ± 0.00 | 1.000 to 0.500 | 10 | 3 |" in text
+    assert "p: evolution -1.00 ± 0.00 against the random search (better)." in text
+    assert "given back as it was in 2 seed(s)" in text
+    assert "(8.00). Zeros given up, LoRA is at +0.00 ± 0.00 against MaskLoRA (the same)." in text
