@@ -42,11 +42,13 @@ def compress_layers(
     given: Callable[[int], LayerStatistics] | None = None,
     weights: TokenWeights | None = None,
     each_layer: Callable[[int], None] | None = None,
+    autocast: bool = False,
 ) -> None:
     """Walk through the model and record what each layer becomes.
 
     `given` gives statistics of a layer that a walk cannot make (gradients), `weights` are those
-    of tokens for "weighted_gram", and `each_layer` is called with each layer that is done.
+    of tokens for "weighted_gram", and `each_layer` is called with each layer that is done;
+    `autocast` lets passes multiply in bfloat16.
 
     A journal whose hidden states were lost is begun anew: the same bytes come out.
     """
@@ -64,7 +66,15 @@ def compress_layers(
         return made[0], [*flag, *({"layer": here.layer, **row} for row in made[1])]
 
     # Nothing reads what the last layer gives.
-    walk(model, batches, journal, visit, each_layer=each_layer, outputs=False)
+    walk(
+        model,
+        batches,
+        journal,
+        visit,
+        each_layer=each_layer,
+        outputs=False,
+        autocast=autocast,
+    )
 
 
 def compressed_rows(journal: LayerJournal, layers: int) -> list[dict[str, Any]]:

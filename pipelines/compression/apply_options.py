@@ -47,6 +47,9 @@ class CompressWeightsOptions(StepOptions):
     tokens_a_batch
         Padded tokens in a batch at most: a block's activations of so many are in memory. It decides
         shapes of matrix products and so last bits.
+    autocast
+        Forward passes over the rows multiply in bfloat16: faster where the processor does that
+        natively. Weights, sums over inputs and solves stay in `dtype`.
     device, dtype
         Where, and in what numbers it is computed. Files keep the dtype of the source.
     """
@@ -67,5 +70,6 @@ class CompressWeightsOptions(StepOptions):
     token_minimum: float = Field(default=0.005, gt=0, le=1)
     token_power: Literal[1, 2] = 1
     tokens_a_batch: int = Field(default=1024, ge=1)
+    autocast: bool = False
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -109,6 +109,8 @@ class LayerVisit:
         Set by a visit that removes the layer: its outputs are then its inputs.
     current
         The batch under way, for hooks.
+    autocast
+        Multiply in bfloat16 in passes (`torch.autocast`); hidden states keep their dtype.
     """
 
     model: StreamedModel
@@ -118,6 +120,7 @@ class LayerVisit:
     journal: LayerJournal
     dropped: bool = False
     current: Batch | None = None
+    autocast: bool = False
     forwarded: bool = field(default=False, init=False)
 
     @property
@@ -152,9 +155,10 @@ class LayerVisit:
         hidden = self.inputs(number)
         if self.dropped:
             return hidden, hidden
-        with torch.no_grad():
+        call = self.call(number)
+        with torch.no_grad(), torch.autocast(hidden.device.type, torch.bfloat16, self.autocast):
             try:
-                out = self.model.run(self.block, hidden, self.call(number))
+                out = self.model.run(self.block, hidden, call).to(hidden.dtype)
             except AllSeenError as seen:
                 out = seen.last.view(*hidden.shape[:2], -1)
         # Padding may hold anything; it is looked at apart only where something is not finite.
@@ -188,6 +192,7 @@ def walk(
     replay: Callable[[LayerVisit, dict[str, Tensor], list[dict[str, Any]]], None] | None = None,
     each_layer: Callable[[int], None] | None = None,
     outputs: bool = True,
+    autocast: bool = False,
 ) -> None:
     """Visit every layer in order, from where the journal stands.
 
@@ -196,7 +201,7 @@ def walk(
     it, so that the next layer gets what this one makes now. Where hidden states were lost (or the
     journal was made on another machine), done layers are run again: `replay` puts their recorded
     tensors back into the block, and without it the block runs as it is. `outputs=False` leaves out
-    what the last layer gives, where nothing reads it.
+    what the last layer gives, where nothing reads it; `autocast` is that of `LayerVisit`.
     """
     done = journal.done()
     start = done if done and journal.has_hidden(done, len(batches)) else 0
@@ -207,7 +212,7 @@ def walk(
     for layer in range(start, model.layers):
         if done >= model.layers:
             break
-        here = LayerVisit(model, layer, model.block(layer), batches, journal)
+        here = LayerVisit(model, layer, model.block(layer), batches, journal, autocast=autocast)
         if layer < done:
             if replay is not None:
                 replay(here, journal.tensors(layer), journal.rows(layer))

@@ -65,6 +65,7 @@ def finish(job: Job, writer: TableWriter) -> None:
         propagate=options.propagate,
         given=_gradients(job, compressor.wanted),
         weights=TokenWeights(options.token_minimum, options.token_power),
+        autocast=options.autocast,
     )
     made = compressed_rows(journal, model.layers)
     with unfinished_model(work) as folder:
@@ -119,7 +120,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 SPEC = StepSpec(
     name="compress_weights",
-    version=1,
+    version=2,
     options=CompressWeightsOptions,
     inputs={
         "plan": Slot(("plan_compression",)),

@@ -239,6 +239,10 @@ class BlockStatistics:
         self, into: InputSums, first: bool, tokens: Callable[[int], Tensor], matrix: Any
     ) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, given: tuple[Any, ...]) -> None:
+            with torch.autocast(given[0].device.type, enabled=False):
+                see(given)
+
+        def see(given: tuple[Any, ...]) -> None:
             rows = given[0].detach().reshape(-1, given[0].shape[-1])
             valid = self._valid().to(rows.device)
             place = torch.arange(valid.numel(), device=rows.device)

@@ -234,3 +234,24 @@ def test_the_source_stays_as_it_was(store, tmp_path):
     tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     dense = loaded(source, "llama_tied")
     assert tied and torch.equal(model.lm_head.weight, dense.lm_head.weight), "it is never pruned"
+
+
+@pytest.mark.parametrize(
+    ("name", "plan"),
+    [
+        *((name, {"method": "sparsegpt"}) for name in ("llama", "gpt2", "bert", "mixtral")),
+        ("llama", {"method": "none", "bits": 4, "group_size": 0, "quantiser": "rsq"}),
+    ],
+)
+def test_passes_in_bfloat16_leave_solves_and_weights_alone(store, tmp_path, name, plan):
+    """Other inputs by bfloat16's rounding, hence almost the same weights, none of them rounded."""
+    source = saved_model(tmp_path, name)
+    exact = loaded(compress(store, source, plan=plan)[0], name).state_dict()
+    found = loaded(compress(store, source, plan=plan, autocast=True)[0], name).state_dict()
+    moved = total = rounded = 0.0
+    for key, tensor in exact.items():
+        moved += float((found[key] - tensor).square().sum())
+        total += float(tensor.square().sum())
+        rounded += float((found[key] != found[key].bfloat16()).float().sum())
+    assert 0 < moved < 0.05 * total
+    assert rounded > 0
