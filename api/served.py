@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -10,10 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from ..errors import InputError, ModelError, PruneryError
+from ..pruners.signals.context import Batching, Forward
 from ..pruners.signals.context_blocks import not_finite
-from .batching import Batcher, Work
-from .errors import Busy, Stopping, TimedOut, TooLarge
+from .batching import Batcher
+from .errors import Busy, TimedOut, TooLarge
+from .fair_queue import Work
 from .settings import Limits, Settings
 
 if TYPE_CHECKING:
@@ -29,6 +34,12 @@ Titles = Sequence[str | None] | Literal["first_sentence"] | None
 
 WARM_UP_WORDS = (8, 60, 400)
 """Words of the passages that are scored before a model counts as ready."""
+CPU_CELLS = 1024
+"""Cells of a batch on a processor: as quick a token as twice as many, and a shorter wait."""
+MOST_WORKERS = 8
+"""Beyond so many the interpreter's lock, which each holds between operators, is what costs."""
+MOST_TOLERANCE = 128
+"""Padding tokens a row that a batch may have at most, however dear a forward pass is."""
 SMALL = 64
 """Up to so many passages are laid out on the event loop itself: a thread would cost more."""
 
@@ -85,11 +96,13 @@ class ServedModel:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix=f"prepare-{name}")
         scorer = pruner.scorer
         on_cpu = getattr(scorer.forward, "on_cpu", True)
-        workers, threads = fit_threads(settings.workers, on_cpu=on_cpu)
+        # ONNX Runtime has threads of its own, as many as torch would use.
+        lone = not on_cpu or settings.backend == "onnx"
+        workers, threads = (settings.workers or 1, None) if lone else fit_threads(settings.workers)
         wait = settings.batch_wait_seconds
         self.batcher = Batcher(
             scorer.forward,
-            scorer.batching,
+            Batching(CPU_CELLS, scorer.batching.slack) if on_cpu else scorer.batching,
             workers=workers,
             torch_threads=threads,
             wait_seconds=(0.0 if on_cpu else 0.002) if wait is None else wait,
@@ -243,6 +256,8 @@ class ServedModel:
         passages = [" ".join(["word"] * count) + "." for count in WARM_UP_WORDS]
         for _ in range(2):
             self._pruner.prune("what is asked", passages)
+        length = min(128, self.config.max_length)
+        self.batcher.tolerate(tolerance(self._pruner.scorer.forward, length))
 
     def close(self) -> None:
         """Fail what waits, end the threads."""
@@ -250,15 +265,41 @@ class ServedModel:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def fit_threads(workers: int | None, *, on_cpu: bool) -> tuple[int, int | None]:
-    """Batch workers, and torch threads of each (None leaves torch as it is)."""
-    if not on_cpu:
-        return workers or 1, None
+def fit_threads(workers: int | None) -> tuple[int, int]:
+    """Batch workers on a processor, and torch threads of each.
+
+    One thread a worker unless told otherwise: threads within an operator wait for each other,
+    all the longer where something else runs as well; workers do not.
+    """
     import torch
 
     cores = torch.get_num_threads()
-    used = workers or cores
+    used = workers or min(cores, MOST_WORKERS)
     return used, max(1, cores // used)
+
+
+def tolerance(forward: Forward, length: int) -> int:
+    """Tokens that a network reads in the time that a forward pass costs whatever it reads.
+
+    From two timings, of one short row and of four of `length` tokens; 0 to `MOST_TOLERANCE`.
+    """
+    short = min(8, length - 1)
+    one, four = _seconds(forward, 1, short), _seconds(forward, 4, length)
+    a_token = (four - one) / (4 * length - short)
+    if a_token <= 0:
+        return MOST_TOLERANCE
+    return int(min(MOST_TOLERANCE, max(0.0, one - a_token * short) / a_token))
+
+
+def _seconds(forward: Forward, rows: int, length: int) -> float:
+    ids, types = np.zeros((2, rows, length), np.int64)
+    mask = np.ones_like(ids)
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        forward(ids, mask, types)
+        best = min(best, time.perf_counter() - began)
+    return best
 
 
 def _passages(prepared: PreparedPassages) -> list[ScoredPassage | PruneryError]:
@@ -329,16 +370,3 @@ async def close_models(service: Service, loading: Loading) -> None:
     loading.finished.set()
     for served in list(service.models.values()):
         await asyncio.to_thread(served.close)
-
-
-__all__ = [
-    "Busy",
-    "Loading",
-    "Scores",
-    "ServedModel",
-    "Stopping",
-    "TimedOut",
-    "close_models",
-    "fit_threads",
-    "load_models",
-]
