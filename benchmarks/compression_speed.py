@@ -38,6 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "sparsegpt": {"method": "sparsegpt", "sparsity": 0.5},
     "gptq": {"method": "none", "bits": 4, "group_size": 0, "quantiser": "gptq"},
 }
+WHO = ("ours", "ours, bfloat16 passes", "llm-compressor")
 HIDDEN, WIDTH, LAYERS = 1024, 2816, 4
 
 
@@ -74,7 +75,7 @@ def token_rows(work: Path, rows: int, length: int, skip: int) -> np.ndarray:
     return np.array(ids[: rows * length], np.int64).reshape(rows, length)
 
 
-def ours(method: str, model: str, rows: str, out: str) -> None:
+def ours(method: str, model: str, rows: str, out: str, *, autocast: bool) -> None:
     """One method of ours in this process; prints what the peers' script prints."""
     # What is imported on the way is imported before the clock starts, here as with the peers.
     import pyarrow as pa
@@ -106,6 +107,7 @@ def ours(method: str, model: str, rows: str, out: str) -> None:
         {"plan": planned.key, "rows": key},
         model=model,
         measure=False,
+        autocast=autocast,
     )
     seconds, used = time.perf_counter() - start, time.process_time() - used
     peak = peak_bytes()
@@ -169,10 +171,11 @@ def main() -> None:
     parser.add_argument("--models", default="stories,random")
     parser.add_argument("--work", type=Path, default=Path("/tmp/prunery-speed"))
     parser.add_argument("--ours", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--autocast", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.ours:
         torch.set_num_threads(args.threads)
-        ours(*args.ours)
+        ours(*args.ours, autocast=args.autocast)
         return
     work = args.work
     work.mkdir(parents=True, exist_ok=True)
@@ -185,13 +188,14 @@ def main() -> None:
         dense = load_packed(model)
         for method in METHODS:
             cell: dict[str, Any] = {"model": name, "method": method}
-            for who in ("ours", "llm-compressor"):
+            for who in WHO:
                 found = []
                 for repeat in range(args.repeats):
                     out = work / f"{name}-{method}-{who}-{repeat}-{time.time_ns()}"
-                    if who == "ours":
+                    if who != "llm-compressor":
                         command = [sys.executable, __file__, "--threads", str(args.threads)]
                         command += ["--ours", method, str(model), str(work / "rows.npy"), str(out)]
+                        command += ["--autocast"] if who != "ours" else []
                     elif args.peer:
                         command = [args.peer, str(HERE / "compression_peers.py"), method]
                         command += [str(model), str(work / "rows.npy"), str(out)]
@@ -200,7 +204,7 @@ def main() -> None:
                         continue
                     made = called(command, args.threads, work)
                     if name == "stories" and "error" not in made and repeat == 0:
-                        if who == "ours":
+                        if who != "llm-compressor":
                             made["perplexity"] = judged(dense, load_packed(made["folder"]), held)
                         else:
                             made["perplexity"] = perplexity(dense, out, held)
@@ -241,14 +245,18 @@ def section(result: dict[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for cell in result["cells"]:
-        mine, theirs = (_times(cell.get(who, [])) for who in ("ours", "llm-compressor"))
-        faster = f"{theirs[0] / mine[0]:.1f}" if mine and theirs else ""
-        row = [cell["model"], cell["method"]]
-        row += [f"{t[0]:.1f} ({t[1]:.1f} to {t[2]:.1f})" if t else "failed" for t in (mine, theirs)]
-        row.append(faster)
-        row += [_memory(cell.get(who, [])) for who in ("ours", "llm-compressor")]
-        row += [_perplexity(cell.get(who, [])) for who in ("ours", "llm-compressor")]
-        lines.append(f"| {' | '.join(row)} |")
+        theirs = _times(cell.get("llm-compressor", []))
+        for who in WHO[:-1]:
+            mine = _times(cell.get(who, []))
+            faster = f"{theirs[0] / mine[0]:.1f}" if mine and theirs else ""
+            row = [cell["model"], cell["method"] + who.removeprefix("ours")]
+            row += [
+                f"{t[0]:.1f} ({t[1]:.1f} to {t[2]:.1f})" if t else "failed" for t in (mine, theirs)
+            ]
+            row.append(faster)
+            row += [_memory(cell.get(one, [])) for one in (who, WHO[-1])]
+            row += [_perplexity(cell.get(one, [])) for one in (who, WHO[-1])]
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
