@@ -19,6 +19,7 @@ import numpy.typing as npt
 from safetensors.torch import load_file, save_file
 
 from ...errors import ModelError
+from ...pruners.models.device import pick_device
 from ...pruners.models.encoders import HUB_PATTERNS, weight_files
 from ...storage import Table
 from ...storage.ids import digest
@@ -40,7 +41,7 @@ def load_encoder(folder: Path, device: str | None) -> tuple[Any, Any]:
         with without_bars():
             model: Any = SentenceTransformer(
                 str(folder),
-                device=device or "cpu",
+                device=pick_device(device),
                 local_files_only=True,
                 trust_remote_code=False,
                 model_kwargs={"dtype": "float32"},

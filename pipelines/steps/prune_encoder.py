@@ -75,7 +75,7 @@ class PruneEncoderOptions(StepOptions):
     held_out
         Share of each set's rows that are judged on and nothing else.
     device
-        cpu, cuda …; None is the cpu.
+        cpu, cuda …; None is a GPU where there is one.
     """
 
     encoder: str = "all-MiniLM-L6-v2"
