@@ -72,7 +72,8 @@ class PruneAnswer:
     usage: Mapping[str, Any]
 
 
-class RankedPassage(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RankedPassage:
     """Place in the list that was sent, and relevance 0..1."""
 
     index: int

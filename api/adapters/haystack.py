@@ -11,6 +11,19 @@ from haystack.utils import Secret, deserialize_secrets_inplace
 
 from .engine import Choice, Engine, OnEmpty, OnError
 
+_PLAIN = (
+    "model",
+    "url",
+    "threshold",
+    "top_k",
+    "max_tokens",
+    "min_sentences",
+    "title_key",
+    "on_empty",
+    "on_error",
+    "timeout",
+)
+
 
 @component
 class PruneryPruner:
@@ -20,6 +33,9 @@ class PruneryPruner:
     before) are added to meta, and `score` is the relevance. Documents without text (images) are
     passed on behind the others as they are. Of documents with equal ids the one with the best
     score before is taken.
+
+    Haystack 3 reads a pipeline with it from YAML with
+    `Pipeline.loads(text, allowed_modules=["prunery.api.adapters.haystack"])`.
     """
 
     def __init__(
@@ -75,12 +91,9 @@ class PruneryPruner:
 
     def to_dict(self) -> dict[str, Any]:
         """For a pipeline's YAML; the key itself is never written, only where it comes from."""
-        names = ("model", "url", "threshold", "top_k", "max_tokens", "min_sentences")
-        names += ("title_key", "on_empty", "on_error", "timeout")
+        key = None if self.key is None else self.key.to_dict()
         made: dict[str, Any] = default_to_dict(
-            self,
-            key=None if self.key is None else self.key.to_dict(),
-            **{name: getattr(self, name) for name in names},
+            self, key=key, **{name: getattr(self, name) for name in _PLAIN}
         )
         return made
 
