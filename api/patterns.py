@@ -29,10 +29,7 @@ class AnyOf:
 
     def search(self, text: str, /) -> bool:
         """Whether any pattern is found."""
-        try:
-            return bool(self._set.Match(text))
-        except UnicodeEncodeError:  # a lone surrogate
-            return bool(self._set.Match(text.encode("utf-8", "replace").decode("utf-8")))
+        return bool(self._set.Match(text))
 
 
 def linear_patterns(patterns: Sequence[str]) -> tuple[AnyOf, ...]:

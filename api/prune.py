@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,10 +92,7 @@ def _answer(
         "results": results,
         "usage": _usage(fine, pruned, scores),
     }
-    try:
-        return orjson.dumps(made)
-    except orjson.JSONEncodeError:  # a lone surrogate, which only an escape can say
-        return json.dumps(made).encode("ascii")
+    return orjson.dumps(made)
 
 
 def _usage(

@@ -198,7 +198,8 @@ class ServedModel:
             )
         finally:
             self._preparing -= 1
-        count = len(prepared.scores.packed.spans)
+        # Equal passages are scored once, but each has its sentences in the answer.
+        count = int(np.diff(prepared.scores.packed.sentence_offset)[prepared.place].sum())
         if count > self._limits.sentences:
             raise TooLarge(
                 f"the passages have {count} sentences; {self._limits.sentences} are allowed in"

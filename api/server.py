@@ -7,8 +7,9 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,6 +19,9 @@ from .app import create_app
 from .served import Loading
 from .service import Service
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from ..pruners.context import ContextPruner
 
 ENDING_SECONDS = 2.0
 """For connections to close after the last answer."""
@@ -73,13 +77,20 @@ class Server(uvicorn.Server):
         return None if loading is None else loading.error
 
 
-def serve(settings: Settings, *, ready: Callable[[str], None] = lambda _: None) -> None:
+def serve(
+    settings: Settings,
+    *,
+    ready: Callable[[str], None] = lambda _: None,
+    pruners: Mapping[str, ContextPruner] | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT, and return once all requests have ended.
 
     Parameters
     ----------
     ready
         Called with the address once the socket listens (models may still be loading).
+    pruners
+        As in `create_app`.
 
     Raises
     ------
@@ -87,7 +98,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda _: None) 
         A model does not load, or the address cannot be listened on.
     """
     _log()
-    app = create_app(settings)
+    app = create_app(settings, pruners=pruners)
     server = Server(app, settings)
     sock = _listen(settings.host, settings.port)
     host, port = sock.getsockname()[:2]

@@ -105,9 +105,12 @@ class _Exchange:
     async def _answer(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            kind = dict(message.get("headers", ())).get(b"content-type", b"")
-            if kind.startswith(b"text/event-stream"):
+            headers = dict(message.get("headers", ()))
+            if headers.get(b"content-type", b"").startswith(b"text/event-stream"):
                 self._count(-1)
+            if self._status == 503 and b"retry-after" not in headers:
+                said = [*message.get("headers", ()), (b"retry-after", b"1")]
+                message = {**message, "headers": said}
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self._over = True  # the server now reports the end as a disconnect
         await self._send(message)
