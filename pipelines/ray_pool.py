@@ -274,6 +274,8 @@ class _Dispatch:
 def _ray() -> Any:
     # Ray reports on its use over the network unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray runs its workers at nice 15: beside anything else on the machine they would starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # An actor that asks for no GPU sees those of its machine, as any other process does.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
