@@ -32,6 +32,7 @@ from pydantic import ValidationError
 
 from ..errors import RecipeError
 from .engine import StepOptions, StepSpec
+from .yaml_text import MOST_CHARACTERS, load_yaml
 
 _TOP = ("name", "about", "seed", "bad_rows", "steps")
 _RESERVED = ("step", "inputs")
@@ -88,11 +89,12 @@ class _Lines:
 
     def at(self, *path: str) -> str:
         """`file, line N` of the deepest key on this path that the text holds."""
+        shown = f"`{'.'.join(path):.200}`"
         for depth in range(len(path), 0, -1):
             line = self._lines.get(path[:depth])
             if line is not None:
-                return f"{self.origin}, line {line}, `{'.'.join(path)}`"
-        return f"{self.origin}, `{'.'.join(path)}`" if path else self.origin
+                return f"{self.origin}, line {line}, {shown}"
+        return f"{self.origin}, {shown}" if path else self.origin
 
 
 def bundled_recipes() -> list[str]:
@@ -120,18 +122,25 @@ def load_recipe(path_or_name: str | Path) -> Recipe:
             f"no recipe `{text}`: it is neither a file nor one of the recipes that ship with"
             f" prunery ({', '.join(bundled_recipes())}). Give the path of a YAML file."
         )
-    return parse_recipe(path.read_text(encoding="utf-8"), origin=str(path), folder=path.parent)
+    return parse_recipe(_read(path), origin=str(path), folder=path.parent)
+
+
+def _read(path: Path) -> str:
+    size = path.stat().st_size
+    if size > 4 * MOST_CHARACTERS:  # bytes of a character in UTF-8
+        raise RecipeError(
+            f"{path} has {size} bytes; {4 * MOST_CHARACTERS} are allowed in a recipe. Is it one?"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise RecipeError(f"{path} is not text in UTF-8: {error}. Save it as such.") from error
 
 
 def parse_recipe(text: str, *, origin: str = "<recipe>", folder: Path | None = None) -> Recipe:
     """Read and check a recipe from YAML text; see `load_recipe`."""
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin} is not valid YAML: {error}") from error
     lines: dict[tuple[str, ...], int] = {}
-    _walk(node, (), lines, origin)
-    raw = yaml.safe_load(text)
+    raw = load_yaml(text, origin, look=lambda node: _walk(node, (), lines, origin))
     if not isinstance(raw, dict):
         raise RecipeError(f"{origin} must be a mapping with the keys {', '.join(_TOP)}.")
     return _check(raw, (folder or Path.cwd()).resolve(), _Lines(origin, lines))
@@ -166,10 +175,7 @@ def apply_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
                 f"`{setting}` must look like key=value, for example prune.threshold=0.2."
             )
         origin = f"--set {setting}"
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{origin}: the value is not valid YAML: {error}") from error
+        value = load_yaml(text, f"{origin}: the value")
         _set(raw, recipe, key.split("."), value, origin)
     return _check(raw, recipe.folder, _Lines(origin))
 
@@ -220,7 +226,9 @@ def _check(raw: dict[str, Any], folder: Path, lines: _Lines) -> Recipe:
         raise RecipeError(f"{lines.at('seed')} must lie in [0, 2**63); found {seed}.")
     steps = raw.get("steps")
     if not isinstance(steps, dict) or not steps:
-        raise RecipeError(f"{lines.at('steps')} must map step names to steps; found {steps!r}.")
+        raise RecipeError(
+            f"{lines.at('steps')} must map step names to steps; found {steps!r:.200}."
+        )
     made = [_check_step(str(key), value, folder, lines, STEPS) for key, value in steps.items()]
     order = _in_order(made, lines, STEPS)
     return Recipe(name, about, seed, float(bad_rows), order, folder, raw)
@@ -236,17 +244,18 @@ def _check_step(
     if not isinstance(value, dict) or "step" not in value:
         raise RecipeError(
             f"{lines.at('steps', name)} must be a mapping with a `step` key (one of"
-            f" {', '.join(sorted(steps))}); found {value!r}."
+            f" {', '.join(sorted(steps))}); found {value!r:.200}."
         )
     kind = value["step"]
-    if kind not in steps:
+    if not isinstance(kind, str) or kind not in steps:
         where = lines.at("steps", name, "step")
         raise RecipeError(f"{where}: " + _unknown("step", str(kind), sorted(steps)))
     spec = steps[kind]
     inputs = value.get("inputs", {})
     if not isinstance(inputs, dict) or not all(isinstance(v, str) for v in inputs.values()):
         raise RecipeError(
-            f"{lines.at('steps', name, 'inputs')} must map roles to step names; found {inputs!r}."
+            f"{lines.at('steps', name, 'inputs')} must map roles to step names;"
+            f" found {inputs!r:.200}."
         )
     for role in inputs:
         if role not in spec.inputs:
@@ -275,7 +284,7 @@ def _options(
     except ValidationError as error:
         first = error.errors()[0]
         path = [str(part) for part in first["loc"]]
-        found = "" if first["type"] == "missing" else f" Found {first['input']!r}."
+        found = "" if first["type"] == "missing" else f" Found {first['input']!r:.200}."
         raise RecipeError(
             f"{lines.at('steps', name, *path)}: {first['msg'].removeprefix('Value error, ')}."
             f"{found} Options of `{spec.name}`: {', '.join(known) or 'none'}."
@@ -317,12 +326,12 @@ def _typed(
     value = raw.get(key, default)
     if value is None or isinstance(value, bool) or not isinstance(value, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise RecipeError(f"{lines.at(key)} must be {wanted}; found {value!r}.")
+        raise RecipeError(f"{lines.at(key)} must be {wanted}; found {value!r:.200}.")
     return value
 
 
 def _walk(
-    node: yaml.Node | None, path: tuple[str, ...], lines: dict[tuple[str, ...], int], origin: str
+    node: yaml.Node, path: tuple[str, ...], lines: dict[tuple[str, ...], int], origin: str
 ) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
@@ -340,7 +349,7 @@ def _walk(
 
 
 def _unknown(what: str, found: str, known: Iterable[str]) -> str:
-    names = list(known)
+    names, found = list(known), f"{found:.100}"
     near = get_close_matches(found, names, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
     return f"unknown {what} `{found}`; known: {', '.join(names) or 'none'}.{hint}"
