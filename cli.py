@@ -51,6 +51,23 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe's key; repeatable."),
 ]
+RecipeArgument = Annotated[str, typer.Argument(help="A bundled recipe's name, or a YAML file.")]
+WorkersOption = Annotated[
+    int, typer.Option(min=1, help="Processes or Ray actors that share a step's shards.")
+]
+EngineOption = Annotated[
+    str, typer.Option(metavar="processes|ray", help="Who makes the shards of a step.")
+]
+RayAddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ADDRESS", help="Ray cluster to use. [default: one started on this machine]"
+    ),
+]
+GpusOption = Annotated[float, typer.Option(min=0.0, help="GPUs that each Ray actor asks for.")]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Score all rows, also those an earlier table holds.")
+]
 TableArgument = Annotated[
     str, typer.Argument(metavar="TABLE", help="A table's name, key, or the start of its key.")
 ]
@@ -73,11 +90,15 @@ def _root(
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A bundled recipe's name, or a YAML file.")],
+    recipe: RecipeArgument,
     settings: SetOption = None,
     store: StoreOption = None,
     plain: Annotated[bool, typer.Option("--plain", help="Run without Prefect.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Processes over shards.")] = 1,
+    workers: WorkersOption = 1,
+    engine: EngineOption = "processes",
+    ray_address: RayAddressOption = None,
+    gpus: GpusOption = 0.0,
+    fresh: FreshOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe: every step whose table does not exist yet, in order.
@@ -85,23 +106,88 @@ def run(
     Under Prefect: on the server that PREFECT_API_URL names, else on an ephemeral one.
     """
     from .pipelines.recipe import apply_overrides, load_recipe
+    from .pipelines.workers import Workers
 
     loaded = apply_overrides(load_recipe(recipe), settings or [])
     target = _store(store)
+    made = Workers(engine, workers, ray_address=ray_address, gpus=gpus)  # type: ignore[arg-type]
     with _progress(quiet=as_json) as progress:
         if plain:
             from .pipelines.run import run_recipe
 
-            result = run_recipe(loaded, target, progress=progress, workers=workers)
+            result = run_recipe(loaded, target, progress=progress, workers=made, reuse=not fresh)
         else:
             from .flows.run import run_flow
 
-            result = run_flow(loaded, target, progress=progress, workers=workers)
+            result = run_flow(loaded, target, progress=progress, workers=made, reuse=not fresh)
     if as_json:
         _print_json(result.as_json())
         return
     for line in result.lines():
         typer.echo(line)
+
+
+@app.command()
+def deploy(
+    recipe: RecipeArgument,
+    name: Annotated[str | None, typer.Option(help="[default: the recipe's name]")] = None,
+    cron: Annotated[str | None, typer.Option(help='When to run, such as "0 4 * * *".')] = None,
+    interval: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="From one start to the next.")
+    ] = None,
+    timezone: Annotated[str | None, typer.Option(help="Of --cron. [default: UTC]")] = None,
+    settings: SetOption = None,
+    store: StoreOption = None,
+    workers: WorkersOption = 1,
+    engine: EngineOption = "processes",
+    ray_address: RayAddressOption = None,
+    gpus: GpusOption = 0.0,
+    fresh: FreshOption = False,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at one time.")] = 1,
+    enqueue: Annotated[
+        bool, typer.Option("--enqueue", help="Runs beyond --limit wait; else they are cancelled.")
+    ] = False,
+    pool: Annotated[
+        str | None,
+        typer.Option(metavar="WORKPOOL", help="Work pool whose workers run it."),
+    ] = None,
+    serve_here: Annotated[
+        bool, typer.Option("--serve", help="Run it in this process, until stopped.")
+    ] = False,
+) -> None:
+    """Put a recipe on a schedule, on the Prefect server that PREFECT_API_URL names.
+
+    With --pool the workers of that pool run it and this command returns; else, or with --serve,
+    this process waits and runs it.
+    """
+    from .flows.deployments import Schedule, deployment, register, serve_deployment
+    from .pipelines.workers import Workers
+    from .storage import Store
+
+    if pool is not None and serve_here:
+        raise InputError("a deployment runs in a work pool or here: give --pool or --serve.")
+    made = deployment(
+        recipe,
+        store or Store.default_uri(),
+        schedule=Schedule(
+            cron=cron,
+            interval=interval,
+            timezone=timezone,
+            limit=limit,
+            overlap="enqueue" if enqueue else "cancel",
+        ),
+        name=name,
+        overrides=settings or [],
+        workers=Workers(engine, workers, ray_address=ray_address, gpus=gpus),  # type: ignore[arg-type]
+        reuse=not fresh,
+    )
+    if pool is None:
+        serve_deployment(made, limit=limit)
+        return
+    register(made, pool)
+    typer.echo(f"{made.flow_name}/{made.name} is in the work pool {pool}; a worker of it runs it:")
+    typer.echo(f"  prefect worker start --pool {pool}")
+    typer.echo(f"  prefect deployment run '{made.flow_name}/{made.name}'")
 
 
 @app.command()
