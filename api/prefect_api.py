@@ -140,8 +140,8 @@ class Prefect:
             It has ended already.
         """
         before = await self.run(run_id)
-        if before.get("state_type") in TERMINAL:
-            raise Conflict(f"run {run_id} has ended already: {before.get('state_name')}.")
+        if state_type(before) in TERMINAL:
+            raise Conflict(f"run {run_id} has ended already: {state_type(before)}.")
         state = {"type": "CANCELLING", "name": "Cancelling"}
         told = await self._object(f"/flow_runs/{run_id}/set_state", {"state": state})
         now = told.get("state") or {}
@@ -193,6 +193,11 @@ class Prefect:
             raise Upstream(
                 f"{self.url} answers, but not as the API of Prefect does. Does the URL end in /api?"
             ) from error
+
+
+def state_type(one: Mapping[str, Any]) -> str | None:
+    """Type of the state of a flow run or task run."""
+    return (one.get("state") or {}).get("type") or one.get("state_type")
 
 
 def _detail(answer: httpx.Response) -> str:

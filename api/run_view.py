@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from .prefect_api import TAG
+from .prefect_api import TAG, state_type
 
 Names = Mapping[str, str]
 
@@ -65,7 +65,7 @@ def run_line(run: Mapping[str, Any], names: Names) -> dict[str, Any]:
         "deployment": names.get(str(run.get("deployment_id"))),
         "recipe": PurePath(recipe).name if isinstance(recipe, str) else None,
         "state": state.get("name") or run.get("state_name"),
-        "state_type": state.get("type") or run.get("state_type"),
+        "state_type": state_type(run),
         "message": state.get("message"),
         "expected": run.get("expected_start_time"),
         "started": run.get("start_time"),
@@ -97,7 +97,7 @@ def full_run(
 def step_line(task: Mapping[str, Any], progress: float | None, table: str | None) -> dict[str, Any]:
     """A step of a run; `progress` in percent where it is published."""
     state = task.get("state") or {}
-    kind = state.get("type") or task.get("state_type")
+    kind = state_type(task)
     return {
         "id": task["id"],
         "name": task.get("name"),
@@ -153,12 +153,8 @@ def snapshot(
         yield Item("step", str(task["id"]), _at(task), data)
     line = run_line(run, {})
     data = {name: line[name] for name in ("id", "name", "state", "state_type", "message")}
-    data["steps_done"] = sum(_kind(task) == "COMPLETED" for task in tasks)
+    data["steps_done"] = sum(state_type(task) == "COMPLETED" for task in tasks)
     yield Item("run", str(run["id"]), max([_at(run), *(_at(task) for task in tasks)]), data)
-
-
-def _kind(task: Mapping[str, Any]) -> str | None:
-    return (task.get("state") or {}).get("type") or task.get("state_type")
 
 
 def _at(one: Mapping[str, Any]) -> int:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import InputError
 from ..storage import Store
 from .errors import Busy, NotServed, Upstream
-from .prefect_api import TERMINAL, Conflict, Prefect
+from .prefect_api import TERMINAL, Conflict, Prefect, state_type
 from .run_settings import overrides_of
 from .run_view import deployment_line, full_run, run_line, snapshot
 from .service import Service
@@ -255,8 +255,8 @@ async def events(
             if seen.get(item.key) != state and not known:
                 yield ServerSentEvent(event=item.event, data=item.data, id=str(item.at))
             seen[item.key] = state
-        if found.get("state_type") in TERMINAL:
-            yield ServerSentEvent(event="end", data={"state": found.get("state_name")})
+        if state_type(found) in TERMINAL:
+            yield ServerSentEvent(event="end", data={"state": run_line(found, {})["state"]})
             return
         await asyncio.sleep(POLL_SECONDS)
 

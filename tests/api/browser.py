@@ -119,10 +119,10 @@ class Tab:
         before = self.loaded
         self.call("Page.navigate", url=address)
         end = time.monotonic() + 60
-        while self.loaded == before or self.js("location.href") == "about:blank":
+        done = "location.href !== 'about:blank' && document.readyState === 'complete'"
+        while not self.js(done) or self.loaded == before:
             assert time.monotonic() < end, f"{address} did not load"
             time.sleep(0.05)
-            self.js("1")
 
     def js(self, expression):
         """The value of an expression; promises are waited for."""
