@@ -31,11 +31,12 @@ def main(fails, drain):
     models = {"default": "/no/such/folder" if fails == "yes" else "default"}
     settings = Settings(port=0, models=models, drain_seconds=float(drain), workers=1)
     pruners = None if fails == "yes" else {"default": pruner()}
-    serve(
-        settings,
-        ready=lambda url: sys.stdout.write(f"{url}\n") and sys.stdout.flush(),
-        pruners=pruners,
-    )
+
+    def tell(url):
+        sys.stdout.write(f"{url}\n")
+        sys.stdout.flush()
+
+    serve(settings, ready=tell, pruners=pruners)
 
 
 if __name__ == "__main__":
