@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -29,6 +30,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 from ..errors import BudgetError, InputError, ModelError, PruneryWarning
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 #: A reply longer than this is no completion.
@@ -102,7 +105,17 @@ class Endpoint(BaseModel):
         headers = {"Authorization": f"Bearer {key}"} if (key := self.api_key()) else {}
         # Our own deadline covers the whole try; httpx's would start anew at every byte.
         limits = httpx.Limits(max_connections=self.concurrency)
-        return httpx.AsyncClient(headers=headers, timeout=None, limits=limits)
+        return httpx.AsyncClient(
+            headers=headers, timeout=None, limits=limits, verify=_certificates()
+        )
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """Those that httpx trusts, read once a process: it takes longer than a short answer."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 class Counted(Protocol):

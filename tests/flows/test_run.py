@@ -1,6 +1,7 @@
 """The flow gives the rows of the plain run: on a server, on an ephemeral one, and after retries."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -174,3 +175,58 @@ def test_importing_the_runner_does_not_import_prefect():
 
 def test_pruneryerror_is_what_callers_catch():
     assert issubclass(InputError, PruneryError)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from prunery.flows.run import run_flow
+from prunery.pipelines.recipe import parse_recipe
+
+class Progress:
+    def start(self, name, total): pass
+    def advance(self, n=1):
+        print("shard" * n, flush=True)
+    def finish(self): pass
+
+if __name__ == "__main__":
+    run_flow(parse_recipe(Path(sys.argv[1]).read_text()), sys.argv[2], progress=Progress())
+"""
+
+
+def test_a_killed_flow_goes_on_where_it_was(server, chunks_only, tmp_path):
+    from prefect.settings import PREFECT_API_URL
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"text": "Row {i}. It ends."}}\n' for i in range(2000)))
+    recipe, program = tmp_path / "recipe.yaml", tmp_path / "killed.py"
+    recipe.write_text(chunks_only)
+    program.write_text(KILLED)
+    env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
+    with subprocess.Popen(
+        [sys.executable, str(program), str(recipe), str(tmp_path / "store")],
+        env=env, stdout=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        done = sum(line == "shard\n" for line in itertools.islice(process.stdout, 12))
+        process.kill()
+    store, again = Store(tmp_path / "store"), []
+    assert "chunks" not in store.names()
+
+    class Progress:
+        def start(self, name, total):
+            again.append([name, total, 0])
+
+        def advance(self, n=1):
+            again[-1][2] = again[-1][2] or n  # the first call says what was there
+
+        def finish(self):
+            pass
+
+    result = run_flow(parse_recipe(chunks_only), store, progress=Progress())
+    assert done >= 10
+    assert again[0][2] >= done
+    assert again[0][1] > again[0][2]
+    assert digests(result) == digests(
+        run_recipe(parse_recipe(chunks_only), Store(tmp_path / "plain"))
+    )
+    assert store.verify() == []
