@@ -1,4 +1,4 @@
-"""Seconds and memory of Wanda, SparseGPT, GPTQ against llm-compressor, groups against torch-pruning.
+"""Seconds and memory of compression against llm-compressor and torch-pruning, one model, one run.
 
     python benchmarks/compression_speed.py --peer PYTHON
 
@@ -7,10 +7,10 @@ pins of transformers and ours differ. Both get the same folder, the same rows of
 same number of threads, each in a process of its own; timed is the call that compresses a model
 (ours reads and writes every layer on the way, llm-compressor holds the whole model). Every method
 prunes half of the weights or rounds to 4 bits, a scale a row; torch-pruning removes half of the
-groups by magnitude (ours too, heads and neurons) and is timed alone. Models: stories260K, on which both
-results are judged (the shared data are needed), and a Llama of random weights, 4 layers of 1,024,
-where matrices are large enough for arithmetic to count. Writes `results/compression_speed.json`
-and a section of `RESULTS.md`.
+groups by magnitude (as ours then does, heads and neurons) and is timed alone. Models: stories260K,
+on which results are judged (the shared data are needed), and a Llama of random weights, 4 layers of
+1,024, where matrices are large enough for arithmetic to count. Writes
+`results/compression_speed.json` and a section of `RESULTS.md`.
 """
 
 from __future__ import annotations
