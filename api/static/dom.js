@@ -37,7 +37,7 @@ export const moment = (text) => (text ? String(text).slice(0, 19).replace("T", "
 
 /** Seconds in words. */
 export function duration(seconds) {
-  if (!(seconds >= 0)) return "";
+  if (typeof seconds !== "number") return ""; // a run that has not begun
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
   const minutes = Math.floor(seconds / 60);
   return minutes < 60 ? `${minutes} min ${Math.round(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
@@ -50,11 +50,11 @@ export function announce(text) {
   timer = setTimeout(() => { document.getElementById("live").textContent = text; }, 400);
 }
 
-/** A table; columns are {name, text(row) -> text or node, number}. */
+/** A table; columns are {name, text(row) -> text or node, number, short}; short ones are not broken. */
 export function table(caption, columns, rows, empty = "nothing here") {
   if (!rows.length) return h("p", { class: "soft" }, empty);
   const head = columns.map((one) => h("th", { scope: "col", class: one.number ? "n" : undefined }, one.name));
-  const body = rows.map((row) => h("tr", {}, columns.map((one) => h("td", { class: one.number ? "n" : undefined, "data-label": one.name }, one.text(row)))));
+  const body = rows.map((row) => h("tr", {}, columns.map((one) => h("td", { class: one.number ? "n" : one.short ? "short" : undefined }, one.text(row)))));
   return h("div", { class: "wide", tabindex: 0, role: "region", "aria-label": caption },
     h("table", {}, h("caption", { class: "hidden" }, caption), h("thead", {}, h("tr", {}, head)), h("tbody", {}, body)));
 }

@@ -16,9 +16,13 @@ export async function lineageView(body, { path, told, signal }) {
   const place = h("div");
   const draw = async () => {
     const graph = await api(`${path}/lineage?descendants=${all.checked}`, { signal });
-    show(place, h("div", { class: "wide graph", tabindex: 0, role: "region", "aria-label": "Lineage as a graph; the same as a table below" }, picture(graph)),
+    const frame = h("div", { class: "wide graph", tabindex: 0, role: "region", "aria-label": "Lineage as a graph; the same as a table below" }, picture(graph));
+    show(place, frame,
       graph.left_out ? h("p", { class: "soft" }, `${count(graph.left_out)} more tables are not shown.`) : null,
       h("details", { class: "alternative" }, h("summary", {}, "The same as a table"), words(graph)));
+    const here = frame.querySelector(".here").getBoundingClientRect();
+    const box = frame.getBoundingClientRect();
+    frame.scrollLeft += here.left + here.width / 2 - box.left - box.width / 2;
   };
   all.addEventListener("change", draw);
   show(body, h("p", {}, h("label", { class: "check" }, all, ` Show what was made from ${told.name}, too`)), place);

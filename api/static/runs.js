@@ -24,7 +24,7 @@ function drawList(list, runs) {
     { name: "Run", text: (one) => h("a", { href: `#/runs/${one.id}` }, one.name) },
     { name: "Deployment", text: (one) => one.deployment ?? "" },
     { name: "State", text: (one) => state(one.state, one.state_type) },
-    { name: "Begun", text: (one) => moment(one.started ?? one.expected) },
+    { name: "Begun", text: (one) => moment(one.started ?? one.expected), short: true },
     { name: "Took", text: (one) => duration(one.seconds), number: true },
   ], runs, "nothing has run yet"));
   if (focused) list.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus();

@@ -44,7 +44,7 @@ async function listView(place, query, signal) {
       { name: "Dropped", text: (one) => count(one.dropped), number: true },
       { name: "Rejected", text: (one) => count(one.rejected), number: true },
       { name: "Took", text: (one) => duration(one.seconds), number: true },
-      { name: "Made", text: (one) => moment(one.created) },
+      { name: "Made", text: (one) => moment(one.created), short: true },
     ], found.tables, "the store holds no such table"),
     pager(offset, LIST, found.tables.length, found.total, found.next_offset, (next) => go({ step, offset: next })));
 }
@@ -142,7 +142,7 @@ export async function reportsView(place, { signal }) {
   const found = tables.filter((one) => one.report);
   show(place, h("h1", {}, "Reports"), table("Reports, newest first", [
     { name: "Report", text: (one) => h("a", { href: `#/tables/${one.key.slice(0, 16)}/report` }, one.names.join(", ") || one.name) },
-    { name: "Step", text: (one) => one.step }, { name: "Made", text: (one) => moment(one.created) },
+    { name: "Step", text: (one) => one.step }, { name: "Made", text: (one) => moment(one.created), short: true },
     { name: "Key", text: (one) => h("code", {}, one.key.slice(0, 12)) },
   ], found, "no run has written a report yet"));
 }

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from prunery.pruners.context.result import ScoredPassage, decide
 from ..pruners.context.scripted import scripted
 from .browser import Browser, find_browser
 from .live import PASSAGES, QUESTION, Poisoned, application, live
+from .test_runs import RUN, Scripted, scripted_prefect, stamped
 
 needs_browser = pytest.mark.skipif(
     find_browser() is None, reason="no chromium here; install the system's package to test the page"
@@ -455,3 +457,44 @@ def test_all_of_it_by_keyboard(tab, base):
     here = tab.js("location.hash")
     tab.press("Enter")
     tab.wait(f"location.hash !== {json.dumps(here)}")
+
+
+@needs_browser
+def test_a_run_is_started_and_followed_to_its_end(browser, monkeypatch):
+    monkeypatch.setattr("prunery.api.runs.POLL_SECONDS", 0.2)
+    now = {"kind": "RUNNING"}
+    step = {"id": "t", "name": "chunks"}
+    line = {"id": RUN, "name": "brisk-otter", "parameters": {"recipe": "tiny"}}
+    prefect = Scripted(**{
+        "/flow_runs/filter": lambda _: [{**line, **stamped(now["kind"], 1)}],
+        "/task_runs/filter": lambda _: [{**step, **stamped(now["kind"], 2)}],
+        "/…create_flow_run": {**line, **stamped("SCHEDULED", 0)},
+        "/…set_state": {"state": {"type": "CANCELLING", "name": "Cancelling"}},
+    })  # fmt: skip
+    app = application(prefect_url="http://prefect.invalid/api")
+    with live(app) as base:
+        app.state.following.prefect = scripted_prefect(prefect)
+        tab = browser.tab()
+        tab.go(f"{base}/#/runs")
+        tab.wait("document.querySelector('#deployment option')")
+        assert "cron 0 4 * * * (UTC)" in tab.text("#deployment-about")
+        assert "brisk-otter" in tab.text("main table")
+        tab.set("#settings", "chunks.max_tokens = 30\nprune.method = cosine")
+        tab.click("main form.card button[type=submit]")
+        tab.wait("document.querySelector('progress')")
+        sent = next(body for path, body in prefect.asked if path.endswith("create_flow_run"))
+        assert sent["parameters"]["overrides"][1:] == [
+            "chunks.max_tokens=30", 'prune.method="cosine"',
+        ]  # fmt: skip
+        assert "0 of 1 steps" in tab.text()
+        tab.click("main button.quiet")
+        end = time.monotonic() + 20
+        while not any(path.endswith("set_state") for path, _ in prefect.asked):
+            assert time.monotonic() < end
+            tab.js("1")
+        now["kind"] = "COMPLETED"
+        tab.wait("document.querySelector('main').innerText.includes('1 of 1 steps')")
+        tab.wait("document.querySelector('.state.completed')")
+        tab.wait("!document.querySelector('main button.quiet')")
+        assert tab.errors == []
+        tab.close()

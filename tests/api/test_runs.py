@@ -49,14 +49,18 @@ class Scripted:
         return answer if isinstance(answer, httpx.Response) else httpx.Response(200, json=answer)
 
 
-def client_of(scripted, **settings):
-    app = application(prefect_url="http://prefect.invalid/api", **settings)
-    following = runs.Following()
-    following.prefect = Prefect("http://prefect.invalid/api", "secret")
-    following.prefect._client = httpx.AsyncClient(
+def scripted_prefect(scripted):
+    made = Prefect("http://prefect.invalid/api", "secret")
+    made._client = httpx.AsyncClient(
         base_url="http://prefect.invalid/api", transport=httpx.MockTransport(scripted)
     )
-    app.state.following = following
+    return made
+
+
+def client_of(scripted, **settings):
+    app = application(prefect_url="http://prefect.invalid/api", **settings)
+    app.state.following = runs.Following()
+    app.state.following.prefect = scripted_prefect(scripted)
     return TestClient(app, base_url="http://127.0.0.1")
 
 
