@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any
 
@@ -130,13 +131,14 @@ class RayPool:
         if not self._address:
             local["include_dashboard"] = False
         try:
+            _knock(self._address)
             ray.init(
                 address=self._address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **local,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             where = f"at `{self._address}`" if self._address else "on this machine"
             raise PruneryError(
                 f"expected a Ray cluster {where}; found none that answers: {error}. Start one"
@@ -287,6 +289,13 @@ def _ray() -> Any:
             " `pip install 'prunery[ray]'`, or take --engine processes."
         ) from error
     return ray
+
+
+def _knock(address: str | None) -> None:
+    """OSError where nobody listens at host:port; Ray itself goes on asking for minutes."""
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "//" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _gpus_here() -> int:

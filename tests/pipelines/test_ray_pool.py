@@ -123,13 +123,8 @@ def test_workers_that_cannot_be_are_refused():
 
 
 def test_a_cluster_that_does_not_answer_is_said(lines, tmp_path, monkeypatch):
-    def init(**given):
-        assert given["address"] == "127.0.0.1:1"
-        raise ConnectionError("nobody there")  # as Ray says it, after a minute
-
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(PruneryError, match=r"expected a Ray cluster at `127.*nobody there"):
+    with pytest.raises(PruneryError, match=r"expected a Ray cluster at `127.*ray start --head"):
         run_recipe(
             parse_recipe(CHUNKS.format(path=lines)),
             Store(tmp_path / "s"),
