@@ -63,7 +63,10 @@ async def take_body(receive: Receive, headers: Mapping[str, str], limits: Limits
                 raise _too_large(int(declared), limits)
             return await _read(receive, limits)
     except TimeoutError:
-        raise SlowBody(f"the body did not arrive within {limits.seconds:g} seconds.") from None
+        raise SlowBody(
+            f"the body did not arrive within {limits.seconds:g} seconds.",
+            headers={"Connection": "close"},  # else its rest may come, for as long as it likes
+        ) from None
 
 
 async def _read(receive: Receive, limits: Limits) -> bytes | None:

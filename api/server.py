@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from ..errors import InputError, PruneryError
 from .app import create_app
+from .protocol import BoundedProtocol
 from .served import Loading
 from .service import Service
 from .settings import Settings
@@ -40,6 +41,7 @@ class Server(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             ws="none",
+            http=BoundedProtocol,
             timeout_graceful_shutdown=max(1, round(ENDING_SECONDS)),
         )
         super().__init__(config)
