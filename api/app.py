@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from .._version import __version__
+from .document import tell_errors
 from .metrics import Metrics
 from .security import add_security
 from .served import close_models, load_models
@@ -66,4 +67,5 @@ def create_app(
     app.add_middleware(Watch, service=service)  # the last one added sees a request first
     for name in ROUTES:
         app.include_router(import_module(f".{name}", __package__).router)
+    tell_errors(app)
     return app
