@@ -116,9 +116,8 @@ class _Unfolded:
             raise RecipeError(
                 f"{self._at(event)}: `*{event.anchor}` stands within what it stands for."
             )
-        size, levels = self._known.get(
-            event.anchor, (_Size(), 0)
-        )  # an unknown one is refused later
+        # An unknown one is refused later.
+        size, levels = self._known.get(event.anchor or "", (_Size(), 0))
         self._add(size, levels, event)
 
     def _add(self, size: _Size, levels: int, event: yaml.Event) -> None:
@@ -137,4 +136,5 @@ class _Unfolded:
             )
 
     def _at(self, event: yaml.Event) -> str:
-        return f"{self._origin}, line {event.start_mark.line + 1}"
+        mark = event.start_mark
+        return self._origin if mark is None else f"{self._origin}, line {mark.line + 1}"
