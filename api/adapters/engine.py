@@ -70,6 +70,20 @@ class Engine:
     on_error: OnError = "raise"
     timeout: float = 60.0
 
+    @classmethod
+    def of(cls, adapter: Any, key: str | None) -> Engine:
+        """From an adapter's fields, which bear the names of these and of the options."""
+        names = ("threshold", "top_k", "max_tokens", "min_sentences")
+        return cls(
+            model=adapter.model,
+            url=adapter.url,
+            key=key,
+            options={name: getattr(adapter, name) for name in names},
+            on_empty=adapter.on_empty,
+            on_error=adapter.on_error,
+            timeout=adapter.timeout,
+        )
+
     def __post_init__(self) -> None:
         if self.on_empty not in ("drop", "empty", "top1", "original"):
             raise InputError(
@@ -163,6 +177,14 @@ class Engine:
             note = {"prune_error": one.message}
             made.append(Choice(one.index, passages[one.index], None, note))
         return made
+
+
+def titles_of(metadata: Sequence[Mapping[str, Any]], key: str | None) -> list[str | None] | None:
+    """The titles that documents have under a key of their metadata; None without a key."""
+    if key is None:
+        return None
+    found = [one.get(key) for one in metadata]
+    return [title if isinstance(title, str) else None for title in found]
 
 
 def _note(one: Any) -> dict[str, Any]:

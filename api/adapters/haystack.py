@@ -9,7 +9,7 @@ from typing import Any
 from haystack import Document, component, default_from_dict, default_to_dict
 from haystack.utils import Secret, deserialize_secrets_inplace
 
-from .engine import Choice, Engine, OnEmpty, OnError
+from .engine import Choice, Engine, OnEmpty, OnError, titles_of
 
 _PLAIN = (
     "model",
@@ -120,7 +120,7 @@ class PruneryPruner:
         made = self._ready().prune(
             query,
             [one.content or "" for one in texts],
-            self._titles(texts),
+            titles_of([one.meta for one in texts], self.title_key),
             **_changes(top_k, threshold, max_tokens),
         )
         return {"documents": [_document(texts[one.index], one) for one in made] + others}
@@ -140,34 +140,15 @@ class PruneryPruner:
         made = await self._ready().aprune(
             query,
             [one.content or "" for one in texts],
-            self._titles(texts),
+            titles_of([one.meta for one in texts], self.title_key),
             **_changes(top_k, threshold, max_tokens),
         )
         return {"documents": [_document(texts[one.index], one) for one in made] + others}
 
     def _ready(self) -> Engine:
         if self._engine is None:
-            self._engine = Engine(
-                model=self.model,
-                url=self.url,
-                key=None if self.key is None else self.key.resolve_value(),
-                options={
-                    "threshold": self.threshold,
-                    "top_k": self.top_k,
-                    "max_tokens": self.max_tokens,
-                    "min_sentences": self.min_sentences,
-                },
-                on_empty=self.on_empty,
-                on_error=self.on_error,
-                timeout=self.timeout,
-            )
+            self._engine = Engine.of(self, None if self.key is None else self.key.resolve_value())
         return self._engine
-
-    def _titles(self, documents: Sequence[Document]) -> list[str | None] | None:
-        if self.title_key is None:
-            return None
-        found = [one.meta.get(self.title_key) for one in documents]
-        return [title if isinstance(title, str) else None for title in found]
 
 
 def _check_top_k(top_k: int | None) -> None:

@@ -9,7 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.documents.compressor import BaseDocumentCompressor
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
-from .engine import Choice, Engine, OnEmpty, OnError
+from .engine import Choice, Engine, OnEmpty, OnError, titles_of
 
 
 class PruneryCompressor(BaseDocumentCompressor):
@@ -44,27 +44,16 @@ class PruneryCompressor(BaseDocumentCompressor):
 
     def model_post_init(self, context: object, /) -> None:
         """Take the options; nothing is loaded before the first call."""
-        self._engine = Engine(
-            model=self.model,
-            url=self.url,
-            key=None if self.key is None else self.key.get_secret_value(),
-            options={
-                "threshold": self.threshold,
-                "top_k": self.top_k,
-                "max_tokens": self.max_tokens,
-                "min_sentences": self.min_sentences,
-            },
-            on_empty=self.on_empty,
-            on_error=self.on_error,
-            timeout=self.timeout,
-        )
+        self._engine = Engine.of(self, None if self.key is None else self.key.get_secret_value())
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """Rerank and prune; raises as `ContextPruner.prune` does."""
         texts = [one.page_content for one in documents]
-        made = self._engine.prune(query, texts, self._titles(documents))
+        made = self._engine.prune(
+            query, texts, titles_of([one.metadata for one in documents], self.title_key)
+        )
         return [_document(documents[one.index], one) for one in made]
 
     async def acompress_documents(
@@ -72,14 +61,10 @@ class PruneryCompressor(BaseDocumentCompressor):
     ) -> Sequence[Document]:
         """As `compress_documents`, without holding up the event loop."""
         texts = [one.page_content for one in documents]
-        made = await self._engine.aprune(query, texts, self._titles(documents))
+        made = await self._engine.aprune(
+            query, texts, titles_of([one.metadata for one in documents], self.title_key)
+        )
         return [_document(documents[one.index], one) for one in made]
-
-    def _titles(self, documents: Sequence[Document]) -> list[str | None] | None:
-        if self.title_key is None:
-            return None
-        found = [one.metadata.get(self.title_key) for one in documents]
-        return [title if isinstance(title, str) else None for title in found]
 
 
 def _document(before: Document, one: Choice) -> Document:

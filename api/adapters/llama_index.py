@@ -8,7 +8,7 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr, SecretStr
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 
-from .engine import Choice, Engine, OnEmpty, OnError
+from .engine import Choice, Engine, OnEmpty, OnError, titles_of
 
 
 class PruneryPostprocessor(BaseNodePostprocessor):
@@ -40,20 +40,7 @@ class PruneryPostprocessor(BaseNodePostprocessor):
     def model_post_init(self, context: Any, /) -> None:
         """Take the options; nothing is loaded before the first call."""
         super().model_post_init(context)
-        self._engine = Engine(
-            model=self.model,
-            url=self.url,
-            key=None if self.key is None else self.key.get_secret_value(),
-            options={
-                "threshold": self.threshold,
-                "top_k": self.top_k,
-                "max_tokens": self.max_tokens,
-                "min_sentences": self.min_sentences,
-            },
-            on_empty=self.on_empty,
-            on_error=self.on_error,
-            timeout=self.timeout,
-        )
+        self._engine = Engine.of(self, None if self.key is None else self.key.get_secret_value())
 
     @classmethod
     def class_name(cls) -> str:
@@ -64,21 +51,19 @@ class PruneryPostprocessor(BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         question = _question(query_bundle)
-        made = self._engine.prune(question, _texts(nodes), self._titles(nodes))
+        made = self._engine.prune(
+            question, _texts(nodes), titles_of([one.node.metadata for one in nodes], self.title_key)
+        )
         return [_node(nodes[one.index], one) for one in made]
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         question = _question(query_bundle)
-        made = await self._engine.aprune(question, _texts(nodes), self._titles(nodes))
+        made = await self._engine.aprune(
+            question, _texts(nodes), titles_of([one.node.metadata for one in nodes], self.title_key)
+        )
         return [_node(nodes[one.index], one) for one in made]
-
-    def _titles(self, nodes: list[NodeWithScore]) -> list[str | None] | None:
-        if self.title_key is None:
-            return None
-        found = [one.node.metadata.get(self.title_key) for one in nodes]
-        return [title if isinstance(title, str) else None for title in found]
 
 
 def _question(query_bundle: QueryBundle | None) -> str:
