@@ -7,10 +7,11 @@ ignores the condition loses nothing: every manifest of a key lists immutable obj
 """
 
 import errno
+import io
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +20,28 @@ from .backend import FileInfo
 from .locks import FileLock
 
 _CONFLICT_RETRIES = 5
+_BLOCK = 8 << 20
+
+
+class _Reading(io.RawIOBase):
+    """An object that is read in blocks, each of which may fail as a request does."""
+
+    def __init__(self, file: BinaryIO, errors: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file = file
+        self._errors = errors
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._errors():
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class S3Backend:
@@ -48,6 +71,7 @@ class S3Backend:
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
         """Let "no such file" through; anything else that goes wrong is a StoreError."""
+        from aiohttp import ClientError  # a body cut off in the middle; s3fs lets it through
         from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
         try:
@@ -56,7 +80,7 @@ class S3Backend:
             if _code(error) == "NoSuchBucket":
                 raise self._no_bucket() from error
             raise
-        except (OSError, BotoCoreError) as error:
+        except (OSError, BotoCoreError, ClientError) as error:
             raise StoreError(
                 f"{self.uri}/{path}: expected an answer from the object store, found: {error}; "
                 "check the endpoint, the credentials and the permissions on the bucket"
@@ -171,8 +195,8 @@ class S3Backend:
 
     def open(self, path: str) -> BinaryIO:
         with self._errors(path):
-            file: BinaryIO = self._fs.open(self._at(path), "rb", block_size=8 << 20)
-            return file
+            file: BinaryIO = self._fs.open(self._at(path), "rb", block_size=_BLOCK)
+        return io.BufferedReader(_Reading(file, lambda: self._errors(path)), _BLOCK)
 
     def remove(self, path: str) -> None:
         with self._errors(path):
