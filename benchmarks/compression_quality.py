@@ -7,8 +7,10 @@
 the small Llama that the recipes train, on docstrings that it was trained on too, but not calibrated
 on: what is compared is the loss that compression adds. Calibrated on 64 rows of 256 tokens, judged
 on 64 others; seeds 0, 1, 2 choose the rows (and the draws of random methods). A step's table is
-kept in `--work`, so that a stopped run goes on. Writes `results/compression_quality.json`, plots
-and a section of `RESULTS.md`.
+kept in `--work`, so that a stopped run goes on.
+Beside the tables stands how unequal the norms of inputs are, by which Wanda differs from magnitude
+(`--spread` measures that alone). Writes `results/compression_quality.json`, plots and a section of
+`RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import fresh
+import numpy as np
 import torch
 from compression_runs import (
     HERE,
@@ -36,6 +39,7 @@ from standalone_svg import standalone
 
 from prunery.pipelines.compression.model_tables import model_source
 from prunery.pipelines.compression.quality import compare, load_packed
+from prunery.pipelines.compression.statistics import StatisticsTable
 from prunery.pipelines.svg import Series, line_chart
 from prunery.storage import Store
 
@@ -200,17 +204,43 @@ class Bench:
         found = judged(self.store, self.dense, made.key, self.held)
         return {"perplexity": found.perplexity, "kl": float(found.kl.sum() / found.count.sum())}
 
+    def spread(self) -> float:
+        """Standard deviation over mean of the norms of a matrix's inputs; mean of all matrices."""
+        made = run(
+            self.store,
+            "weight_statistics",
+            "norms",
+            {"rows": self.rows(0), **self.inputs},
+            statistics=["sum_squares"],
+            **self.model,
+        )
+        table = StatisticsTable(self.store.table(made.key))
+        norms = [
+            array.sqrt()
+            for layer in table.layers
+            for (_, name), array in table.layer(layer).items()
+            if name == "sum_squares"
+        ]
+        return float(np.mean([float(one.std() / one.mean()) for one in norms]))
+
 
 def main() -> None:
     """Run the grid and write what came out."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", choices=["stories", "llama"], default="stories")
     parser.add_argument("--methods", help="only those whose name holds one of these words")
+    parser.add_argument("--spread", action="store_true", help="only the spread of input norms")
     parser.add_argument("--work", type=Path, default=Path("/tmp/prunery-compression"))
     args = parser.parse_args()
     words = args.methods.split(",") if args.methods else [""]
     work = args.work / args.model
     bench = Bench(args.model, work)
+    path = HERE / "results" / "compression_quality.json"
+    old = json.loads(path.read_text()) if path.is_file() else {}
+    if args.spread:
+        old[args.model]["spread"] = bench.spread()
+        write(path, old)
+        return
     dense = compare(bench.dense, bench.dense, bench.held, batch_tokens=4096)[0]
     print(f"dense {dense.perplexity:.3f} over {int(dense.count.sum())} tokens", flush=True)
     found = []
@@ -233,19 +263,23 @@ def main() -> None:
         values = [cell["perplexity"] for cell in cells]
         found.append({"family": family, "name": name, "level": level, "cells": cells})
         print(f"{name:32} {level:4g}  {' '.join(f'{value:9.3f}' for value in values)}", flush=True)
-    path = HERE / "results" / "compression_quality.json"
-    old = json.loads(path.read_text()) if path.is_file() else {}
     old[args.model] = {
         "dense": dense.perplexity,
         "tokens": int(dense.count.sum()),
+        "spread": bench.spread(),
         "seeds": SEEDS,
         "machine": fresh.machine("cpu", torch.get_num_threads()),
         "cells": found,
     }
-    path.write_text(json.dumps(old, indent=1) + "\n")
-    for model, result in old.items():
+    write(path, old)
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """The JSON, the plots and the section."""
+    path.write_text(json.dumps(results, indent=1) + "\n")
+    for model, result in results.items():
         plot(model, result)
-    write_section(HERE / "RESULTS.md", "compression_quality", section(old))
+    write_section(HERE / "RESULTS.md", "compression_quality", section(results))
 
 
 def plot(model: str, result: dict[str, Any]) -> None:
@@ -287,7 +321,10 @@ def section(results: dict[str, Any]) -> str:
     lines.append("empty where whole groups or a group of 8 inputs cannot meet it.")
     for model, result in results.items():
         lines += ["", f"### {model}: dense {result['dense']:.3f}", ""]
-        lines.append(f"{machine_words(result['machine'])}; judged on {result['tokens']} tokens.")
+        lines.append(
+            f"{machine_words(result['machine'])}; judged on {result['tokens']} tokens. Norms of a"
+            f" matrix's inputs: standard deviation {result['spread']:.2f} of the mean."
+        )
         for family in dict.fromkeys(cell["family"] for cell in result["cells"]):
             cells = [cell for cell in result["cells"] if cell["family"] == family]
             levels = list(dict.fromkeys(cell["level"] for cell in cells))
