@@ -5,6 +5,7 @@ Paths are relative to the root, with `/`. Files are immutable once they stand, n
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,9 @@ class Backend(Protocol):
 
     def lock(self, path: str) -> FileLock | None:
         """Return a lock of that name, None where there are none."""
+
+    def now(self) -> float:
+        """Seconds since 1970 by the clock that `FileInfo.modified` is read from."""
 
 
 def connect(uri: str, options: Mapping[str, Any]) -> Backend:
@@ -194,6 +198,9 @@ class LocalBackend:
 
     def lock(self, path: str) -> FileLock | None:
         return FileLock(self._at(path))
+
+    def now(self) -> float:
+        return time.time()
 
 
 def _pread(fd: int, start: int, length: int) -> bytes:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -229,7 +228,7 @@ def collect(
         disk_errors("garbage collection"),
         held(None if dry_run else store.backend.lock(layout.GC_LOCK), exclusive=True),
     ):
-        sweep = _Sweep(store, dry_run, time.time() - older_than_seconds, keep_history)
+        sweep = _Sweep(store, dry_run, store.backend.now() - older_than_seconds, keep_history)
         sweep.run()
     items = tuple(sweep.items)
     return GcReport(items, sum(item.bytes for item in items), dry_run)

@@ -1,9 +1,13 @@
 """Clocks that jump by a day: nothing live is removed, nothing waits for a day."""
 
 import datetime
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,3 +112,30 @@ def test_files_from_the_future_are_young(tmp_path: Path) -> None:
     assert store.gc(dry_run=False).what == ()
     with store.write(**arguments()) as writer:
         assert writer.pending(3) == [1, 2]
+
+
+COLLECTOR = """
+import json, sys, time
+from prunery.storage import Store
+real = time.time
+time.time = lambda: real() + 400 * 86_400
+_, uri, options = sys.argv
+sys.exit(len(Store(uri, storage_options=json.loads(options)).gc(dry_run=False).what))
+"""
+
+
+def test_age_in_a_bucket_is_by_the_servers_clock(
+    s3_store: Store, s3_options: dict[str, Any]
+) -> None:
+    """No locks there: a collector whose clock is ahead must not take live work for dead."""
+    with s3_store.write(**arguments()) as writer:
+        for i in writer.pending(3)[:2]:
+            with writer.shard(i) as shard:
+                shard.write(rows(i))
+        command = [sys.executable, "-c", COLLECTOR, s3_store.uri, json.dumps(s3_options)]
+        assert subprocess.run(command, timeout=100).returncode == 0
+        assert writer.pending(3) == [2]
+        with writer.shard(2) as shard:
+            shard.write(rows(2))
+        writer.commit()
+    assert s3_store.table("chunks").to_table().equals(expected())
