@@ -33,43 +33,11 @@ HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "transformers", "fastapi", "uvicorn", "orjson")
 FLAT = 0.05
 WORDS = [
-    "the",
-    "harbour",
-    "was",
-    "painted",
-    "by",
-    "a",
-    "man",
-    "who",
-    "stayed",
-    "for",
-    "week",
-    "in",
-    "spring",
-    "and",
-    "left",
-    "no",
-    "letters",
-    "but",
-    "many",
-    "small",
-    "boats",
-    "were",
-    "drawn",
-    "on",
-    "walls",
-    "of",
-    "inn",
-    "where",
-    "fishermen",
-    "met",
-    "to",
-    "talk",
-    "about",
-    "weather",
-    "or",
-    "price",
-]
+    "the", "harbour", "was", "painted", "by", "a", "man", "who", "stayed", "for", "week", "in",
+    "spring", "and", "left", "no", "letters", "but", "many", "small", "boats", "were", "drawn",
+    "on", "walls", "of", "inn", "where", "fishermen", "met", "to", "talk", "about", "weather",
+    "or", "price",
+]  # fmt: skip
 
 
 def passage(rng: np.random.Generator, characters: int) -> str:
