@@ -43,6 +43,9 @@ class Batcher:
         How long a batch that is not full may wait for more.
     queued_tokens
         Tokens that may wait; see `submit`.
+    width_step
+        Batches are as wide as a multiple of it: libraries keep code and buffers for every shape
+        that they have seen, so fewer shapes keep memory flat.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Batcher:
         torch_threads: int | None = None,
         wait_seconds: float = 0.0,
         queued_tokens: int = 1_000_000,
+        width_step: int = 1,
         observer: Observer | None = None,
         name: str = "model",
     ) -> None:
@@ -62,6 +66,7 @@ class Batcher:
         self._torch_threads = torch_threads
         self._wait = wait_seconds
         self._limit = queued_tokens
+        self._width_step = width_step
         self._observer = observer
         self._changed = threading.Condition()
         self._queue = FairQueue(batching.slack)
@@ -190,9 +195,15 @@ class Batcher:
             error = ModelError(f"the network failed on this request: {reason:.300}")
         self._end(work, error)
 
+    def _width(self, batch: list[Entry]) -> int:
+        longest = max(entry.length for entry in batch)
+        stepped = -(-longest // self._width_step) * self._width_step
+        # Not beyond the positions that the network has.
+        return min(stepped, batch[0].work.scores.packed.frame.max_length)
+
     def _score(self, batch: list[Entry]) -> None:
         began = time.monotonic()
-        width = max(entry.length for entry in batch)
+        width = self._width(batch)
         blocks = [(entry.work.scores.packed, entry.block) for entry in batch]
         rank, keep = self._forward(*batch_arrays(blocks, width))
         took = time.monotonic() - began

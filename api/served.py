@@ -34,6 +34,8 @@ Titles = Sequence[str | None] | Literal["first_sentence"] | None
 
 WARM_UP_WORDS = (8, 60, 400)
 """Words of the passages that are scored before a model counts as ready."""
+CPU_WIDTH_STEP = 16
+"""oneDNN's caches hold megabytes for every shape; `benchmarks/service_memory.py` watches them."""
 CPU_CELLS = 1024
 """Cells of a batch on a processor: as quick a token as twice as many, and a shorter wait."""
 MOST_WORKERS = 8
@@ -107,6 +109,7 @@ class ServedModel:
             torch_threads=threads,
             wait_seconds=(0.0 if on_cpu else 0.002) if wait is None else wait,
             queued_tokens=self._limits.queued_tokens,
+            width_step=CPU_WIDTH_STEP if on_cpu else 1,
             observer=metrics,
             name=name,
         )

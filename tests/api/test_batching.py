@@ -197,3 +197,34 @@ def test_a_dead_worker_shows(batcher_of, pruner):
     finally:
         threading.excepthook = hook
     assert not batcher.alive
+
+
+class Widths:
+    """A scripted network that notes how wide its batches were."""
+
+    def __init__(self, forward):
+        self.forward, self.seen = forward, []
+
+    def __call__(self, ids, mask, types):
+        self.seen.append((ids.shape[1], int(mask.sum(1).max())))
+        return self.forward(ids, mask, types)
+
+
+@pytest.mark.parametrize(("step", "most"), [(1, 512), (16, 512), (16, 40)])
+def test_batches_are_as_wide_as_a_step_and_no_wider_than_the_network(batcher_of, step, most):
+    loaded, forward = scripted({"harbour": 0.9}, rank={"harbour": 1.0}, max_length=most)
+    pruner = ContextPruner(loaded, forward=forward)
+    widths = Widths(forward)
+    batcher = batcher_of(widths, width_step=step)
+    passages = [" ".join(["harbour"] * count) for count in (3, 11, 29, 70)]
+    prepared, _, ended = submit(batcher, pruner, passages)
+    assert ended.wait(20)
+    alone = pruner.score(["where is it"], [passages])
+    for one, other in zip(prepared.passages(), alone, strict=True):
+        assert one.relevance_logit == pytest.approx(other.relevance_logit)
+        np.testing.assert_allclose(one.token_keep_probability, other.token_keep_probability)
+    assert any(wide > longest for wide, longest in widths.seen) == (step > 1)
+    for wide, longest in widths.seen:
+        assert longest <= wide <= most
+        assert wide % step == 0 or wide == most
+        assert wide < longest + step
