@@ -91,6 +91,11 @@ class Limits:
     input_price: float | None = None
     output_price: float | None = None
 
+    @property
+    def bound_by_size(self) -> bool:
+        """Whether tokens or money are limited, and not queries alone."""
+        return self.tokens is not None or self.cost is not None
+
     def price(self, read: int, written: int) -> float:
         """What so many tokens cost; 0 where prices are not given."""
         return (read * (self.input_price or 0.0) + written * (self.output_price or 0.0)) / 1e6
@@ -159,6 +164,9 @@ class Asker:
     log: AnswerLog | None = None
     batch: int = 1024
     spent: Spent = field(default_factory=Spent)
+    # Pairs answered in this run. An answer that only an earlier run asked for is weighed by its
+    # bound, as it was then: else a run that goes on could afford more than one that was not killed.
+    _asked: set[tuple[str, str]] = field(default_factory=set, init=False, repr=False)
 
     def ask(
         self, prompts: Sequence[str], rows: IntArray | None = None
@@ -248,15 +256,17 @@ class Asker:
         queries = spent.queries + count * len(texts)
         if limits.queries is not None and queries > limits.queries:
             return "queries"
-        if limits.tokens is None and limits.cost is None:
+        if not limits.bound_by_size:
             return None
         bound = self.box.input_tokens(prompts[:count], texts)
         more = self.box.written_tokens if isinstance(self.box, RemoteBox) else 0
         read, written = spent.read, spent.written
-        for line, bounds in zip(known, bound, strict=False):
-            for answer, most in zip(line, bounds, strict=True):
-                read += int(most) if answer is None else answer[1]
-                written += more if answer is None else answer[2]
+        for prompt, line, bounds in zip(prompts, known, bound, strict=False):
+            for text, answer, most in zip(texts, line, bounds, strict=True):
+                if answer is not None and (prompt, text) in self._asked:
+                    read, written = read + answer[1], written + answer[2]
+                else:
+                    read, written = read + int(most), written + more
         if limits.tokens is not None and read + written > limits.tokens:
             return "tokens"
         if limits.cost is not None and limits.price(read, written) > limits.cost:
@@ -288,6 +298,8 @@ class Asker:
                 self.spent.read += answer[1]
                 self.spent.written += answer[2]
         self.spent.queries += made.shape[0] * made.shape[1]
+        if isinstance(self.box, RemoteBox) and self.limits.bound_by_size:
+            self._asked.update((prompt, text) for prompt in prompts for text in texts)
         _check_finite(made, prompts, texts)
         return made, tokens
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -143,6 +143,8 @@ def plays(draw):
     return rows, Limits(draw(MAYBE), draw(MAYBE), cost, *prices), draw(st.integers(1, 12)), calls
 
 
+# What an earlier run found out made a prompt affordable that it could not afford itself.
+@example((["aaa", ""], Limits(None, 23), 1, [([""], [0, 1]), ([""], [0])]), True, 0)
 @settings(max_examples=200, deadline=None)
 @given(plays(), st.booleans(), st.integers(0, 40))
 def test_no_limit_is_ever_overrun_and_a_log_changes_nothing(play_, remote, dies_after):
