@@ -144,7 +144,7 @@ def test_a_served_recipe_runs_when_asked(server, recipe, tmp_path):
                 _eventually(lambda: client.read_flow_run(run.id).state.is_completed() or None)
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
     assert set(Store(store).names()) == {"chunks"}
 
 
