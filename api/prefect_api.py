@@ -7,10 +7,11 @@ Every question is limited to deployments that carry the tag `prunery`.
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 
@@ -20,6 +21,8 @@ TAG = "prunery"
 TERMINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 _MINE = {"tags": {"all_": [TAG]}}
 _PAGE = 200  # the most that Prefect gives at once
+_BUSY = frozenset({429, 502, 503})  # what Prefect's own client asks again after
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6)  # seconds before each further try
 
 
 class Conflict(ServiceError):
@@ -40,7 +43,8 @@ class Prefect:
         Its bearer token, if it asks for one.
 
     Every call raises `Upstream` where the server does not answer, refuses the token, or answers
-    something else than expected.
+    something else than expected. A server that is busy (429, 502, 503: for SQLite, a locked
+    database) is asked again for some seconds: no call does anything twice.
     """
 
     def __init__(self, url: str, key: str | None = None, *, timeout: float = 15.0) -> None:
@@ -71,8 +75,8 @@ class Prefect:
     ) -> dict[str, Any]:
         """Schedule a run of a deployment now."""
         body: dict[str, Any] = {"parameters": dict(parameters), "state": {"type": "SCHEDULED"}}
-        if idempotency_key is not None:
-            body["idempotency_key"] = idempotency_key
+        # Never without a key: a busy server is asked again, and must not start a second run.
+        body["idempotency_key"] = idempotency_key or str(uuid4())
         return await self._object(f"/deployments/{deployment}/create_flow_run", body)
 
     async def recent(self, limit: int) -> list[dict[str, Any]]:
@@ -165,6 +169,11 @@ class Prefect:
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         try:
             answer = await self._client.post(path, json=body)
+            for pause in _PAUSES:
+                if answer.status_code not in _BUSY:
+                    break
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                answer = await self._client.post(path, json=body)
         except httpx.TimeoutException as error:
             raise Upstream(
                 f"the Prefect server at {self.url} took too long to answer. Ask again in a moment."

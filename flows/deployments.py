@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,23 +172,15 @@ def register(made: RunnerDeployment, pool: str) -> str:
     """
     from prefect.deployments.runner import DeploymentApplyError
 
-    from .recipe_flow import no_server
-
     if made.schedules is None:
         made.schedules = []  # one that was registered with a schedule loses it
     try:
-        return str(made.apply(work_pool_name=pool))
+        with _needs_server():
+            return str(made.apply(work_pool_name=pool))
     except DeploymentApplyError as error:
         raise PruneryError(
             f"Prefect did not take the deployment into the work pool `{pool}`: {error}. Make the"
             f" pool first: prefect work-pool create {pool} --type process."
-        ) from error
-    except Exception as error:
-        if not no_server(error):
-            raise
-        raise PruneryError(
-            f"Prefect's server does not answer: {error}. Start one (`prefect server start`) and"
-            " set PREFECT_API_URL."
         ) from error
 
 
@@ -229,10 +222,17 @@ def serve_deployment(made: RunnerDeployment, *, limit: int = 1) -> None:
     """
     from prefect import serve
 
+    with _needs_server():
+        serve(made, pause_on_shutdown=False, limit=limit)
+
+
+@contextmanager
+def _needs_server() -> Iterator[None]:
+    """Say what to do where no Prefect server answers."""
     from .recipe_flow import no_server
 
     try:
-        serve(made, pause_on_shutdown=False, limit=limit)
+        yield
     except Exception as error:
         if not no_server(error):
             raise

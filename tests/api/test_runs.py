@@ -9,7 +9,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from prunery.api import runs
+from prunery.api import prefect_api, runs
 from prunery.api.prefect_api import Prefect
 from prunery.api.run_settings import overrides_of
 from prunery.api.run_view import full_run, snapshot
@@ -142,13 +142,29 @@ def refused(request):
      (httpx.Response(401), "token"), (httpx.Response(200, text="<html>"), "/api"),
      (httpx.Response(200, json={"a": 1}), "no list")],
 )  # fmt: skip
-def test_a_prefect_that_is_down_is_said(answer, words):
+def test_a_prefect_that_is_down_is_said(answer, words, monkeypatch):
+    monkeypatch.setattr(prefect_api, "_PAUSES", (0.01,))
     handler = answer if callable(answer) else (lambda _: answer)
     client = client_of(handler)
     for path in ("/v1/runs", "/v1/deployments", f"/v1/runs/{RUN}", f"/v1/runs/{RUN}/events"):
         got = client.get(path)
         assert got.status_code == 502 and words in got.json()["error"]["message"], path
         assert "secret" not in got.text
+
+
+def test_a_busy_prefect_is_asked_again_and_starts_one_run(monkeypatch):
+    monkeypatch.setattr(prefect_api, "_PAUSES", (0.01, 0.01, 0.01))
+    busy = iter([503, 429, 502])
+
+    def create(_):
+        if (status := next(busy, None)) is not None:
+            return httpx.Response(status, text="database is locked")
+        return {"id": RUN, "name": "n", "deployment_id": DEPLOYMENT, **stamped("SCHEDULED", 1)}
+
+    prefect = Scripted(**{"/…create_flow_run": create})
+    assert client_of(prefect).post("/v1/runs", json={"recipe": "rag"}).status_code == 202
+    sent = [body for path, body in prefect.asked if "create_flow_run" in path]
+    assert len(sent) == 4 and len({body["idempotency_key"] for body in sent}) == 1
 
 
 def test_without_prefect_it_says_what_to_do():

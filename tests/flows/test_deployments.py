@@ -133,19 +133,30 @@ def test_a_served_recipe_runs_when_asked(server, recipe, tmp_path):
     env = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()}
     command = [sys.executable, "-m", "prunery.cli", "deploy", recipe, "--name", "served"]
     command += ["--store", store]
-    with subprocess.Popen(
-        command,
-        env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
-        try:
-            with get_client(sync_client=True) as client:
-                found = _eventually(lambda: client.read_deployment_by_name("prunery-recipe/served"))
-                run = client.create_flow_run_from_deployment(found.id)
-                _eventually(lambda: client.read_flow_run(run.id).state.is_completed() or None)
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.communicate(timeout=120)
-    assert set(Store(store).names()) == {"chunks"}
+    log = tmp_path / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, env=env, cwd=tmp_path, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        with get_client(sync_client=True) as client:
+            found = _eventually(lambda: client.read_deployment_by_name("prunery-recipe/served"))
+            run = client.create_flow_run_from_deployment(found.id)
+            _eventually(lambda: client.read_flow_run(run.id).state.is_completed() or None)
+    finally:
+        _interrupted(process)
+    assert set(Store(store).names()) == {"chunks"}, log.read_text()
+
+
+def _interrupted(process):
+    """Stop what serves as Ctrl-C does, pressed again where Prefect holds on; then by force."""
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+            return
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _eventually(ask, seconds=200):
