@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 STORE ?= ./prunery-store
-PYTEST_ARGS ?=
+# Files are spread over processes; `make test PYTEST_ARGS=` runs them in one.
+PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist loadfile
 
 export HF_HUB_OFFLINE ?= 1
 export PREFECT_LOGGING_LEVEL ?= WARNING

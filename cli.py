@@ -332,6 +332,10 @@ def serve(
     max_passages: Annotated[
         int | None, typer.Option(min=1, help="Most in a request. [default: 1000]")
     ] = None,
+    max_characters: Annotated[
+        int | None,
+        typer.Option(min=100, help="Most in all passages of a request. [default: 1000000]"),
+    ] = None,
     drain: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="For requests to end on SIGTERM.")
     ] = 20.0,
@@ -342,7 +346,12 @@ def serve(
     """
     from .api.settings import Limits, Settings
 
-    asked = {"seconds": timeout, "queued_tokens": max_queue, "passages": max_passages}
+    asked = {
+        "seconds": timeout,
+        "queued_tokens": max_queue,
+        "passages": max_passages,
+        "characters": max_characters,
+    }
     settings = Settings(
         host=host,
         port=port,

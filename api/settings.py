@@ -38,7 +38,7 @@ class Limits:
 
     body_bytes: int = 8 * MIB
     passages: int = 1000
-    characters: int = 4_000_000
+    characters: int = 1_000_000
     sentences: int = 50_000
     patterns: int = 32
     queued_tokens: int = 1_000_000

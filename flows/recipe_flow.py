@@ -24,6 +24,7 @@ from ..pipelines.run import RunResult, context_of
 from ..pipelines.steps import STEPS
 from ..pipelines.workers import Engine, Workers
 from ..storage import Manifest, Store
+from .progress import published
 
 RETRIES = 2
 RETRY_DELAYS: list[float] = [1.0, 5.0]
@@ -90,18 +91,19 @@ def run_step(
     """
     checked = recipe_of(recipe, Path(folder))
     this = checked.step(step)
-    opened, progress = _here(store)
-    context = context_of(
-        checked,
-        this,
-        opened,
-        progress=progress,
-        workers=workers,
-        threads=threads,
-        pool=_POOL.get(),
-        reuse=reuse,
-    )
-    return STEPS[this.step](this.options, inputs, context).key
+    opened, told = _here(store)
+    with published(f"{_slug(checked.name)}-{_slug(step)}-progress", told) as progress:
+        context = context_of(
+            checked,
+            this,
+            opened,
+            progress=progress,
+            workers=workers,
+            threads=threads,
+            pool=_POOL.get(),
+            reuse=reuse,
+        )
+        return STEPS[this.step](this.options, inputs, context).key
 
 
 def _run(

@@ -5,6 +5,9 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes share the cores already; threads beside them would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import faiss  # noqa: F401  before torch: both bring an OpenMP runtime, and this order is safe
 import pytest

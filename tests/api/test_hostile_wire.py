@@ -270,10 +270,11 @@ JSON = {"content-type": "application/json"}
 
 @pytest.mark.parametrize(
     "passage",
-    ["x" * 4_000_000, "a. " * 400_000, "\n" * 4_000_000, "é" * 3_900_000, "a b " * 1_000_000],
-    ids=["one word", "sentences", "lines", "not ASCII", "words"],
-)
-def test_a_passage_of_four_million_characters_ends_in_bounded_time(url, passage):
+    ["x" * 1_000_000, "a. " * 333_333, "\n" * 1_000_000, "é" * 1_000_000, "a b " * 250_000,
+     "a. " * 400_000],
+    ids=["one word", "sentences", "lines", "not ASCII", "words", "too many"],
+)  # fmt: skip
+def test_a_passage_of_all_characters_allowed_ends_in_bounded_time(url, passage):
     body = {"question": "q", "passages": [passage]}
     began = time.monotonic()
     answer = httpx.post(f"{url}/v1/prune", json=body, timeout=60)
@@ -282,7 +283,7 @@ def test_a_passage_of_four_million_characters_ends_in_bounded_time(url, passage)
 
 
 def test_others_are_answered_while_a_large_passage_is_cut(url):
-    body = {"question": "q", "passages": ["a. " * 400_000]}
+    body = {"question": "q", "passages": ["a. " * 333_333]}
     large = threading.Thread(
         target=lambda: httpx.post(f"{url}/v1/prune", json=body, timeout=60), daemon=True
     )
