@@ -107,7 +107,7 @@ WEIGHT = 8192 * 2048 * 4
     [
         ("tokens", 1, LOGITS / 8),
         ("half", 1, LOGITS / 8),
-        ("rank", 1, LOGITS / 2),  # 64 MiB of logits are held, whatever the number of tokens
+        ("rank", 1, LOGITS / 1.5),  # 64 MiB of logits are held, whatever the number of tokens
         ("plain tokens", LOGITS, None),
         ("attention", 1, MATRIX / 3),  # a block of 16 MiB and its mask
         ("plain attention", MATRIX, None),
