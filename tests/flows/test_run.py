@@ -15,11 +15,20 @@ from prunery.pipelines.run import run_recipe
 from prunery.pipelines.steps import STEPS
 from prunery.storage import Store
 
+from ..tiny_models import tiny_encoder
+
 CHUNKS = """
 name: Only Chunks
 steps:
   chunks: {{step: chunk, path: "{path}", max_tokens: 32, shard_bytes: 500}}
   questions: {{step: questions, path: "{questions}"}}
+"""
+
+VECTORS = """
+name: vectors
+steps:
+  chunks: {{step: chunk, path: "{path}", max_tokens: 32, tokenizer: "{encoder}"}}
+  vectors: {{step: embed, inputs: {{chunks: chunks}}, encoder: "{encoder}"}}
 """
 
 
@@ -48,6 +57,17 @@ def test_flow_gives_the_rows_of_the_plain_run(server, small, tmp_path):
         n: m.created for n, m in plain.manifests.items()
     }
     _check_artifacts(flow)
+
+
+def test_a_flow_over_grown_rows_scores_the_new_ones_alone(server, tmp_path):
+    path, store = tmp_path / "rows.jsonl", Store(tmp_path / "store")
+    recipe = parse_recipe(VECTORS.format(path=path, encoder=tiny_encoder(tmp_path)))
+    keys = []
+    for rows in (30, 40):
+        path.write_text("".join(f'{{"text": "Row {i} says {i * i}."}}\n' for i in range(rows)))
+        made = run_flow(recipe, store, threads=1).manifests["vectors"]
+        keys.append(made.key)
+    assert made.rows == 40 and made.notes["reused"] == {keys[0]: 30}
 
 
 def _check_artifacts(flow):

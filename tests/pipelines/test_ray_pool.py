@@ -26,6 +26,12 @@ name: chunks
 steps:
   chunks: {{step: chunk, path: "{path}", max_tokens: 32, shard_bytes: 2000}}
 """
+VECTORS = """
+name: vectors
+steps:
+  chunks: {{step: chunk, path: "{path}", max_tokens: 32, shard_bytes: 800, tokenizer: "{encoder}"}}
+  vectors: {{step: embed, inputs: {{chunks: chunks}}, encoder: "{encoder}", batch_size: 8}}
+"""
 SILVER = """
 name: silver
 steps:
@@ -63,6 +69,22 @@ def test_rows_are_those_of_every_other_engine(cluster, lines, tmp_path):
     for name, workers in (("ray", cluster), ("processes", 2)):
         made = run_recipe(recipe, Store(tmp_path / name), workers=workers).manifests["chunks"]
         assert (made.key, made.logical_digest) == (here.key, here.logical_digest)
+
+
+def test_over_grown_rows_actors_score_the_new_ones_alone(cluster, models, tmp_path):
+    path = tmp_path / "grown.jsonl"
+    recipe = parse_recipe(VECTORS.format(path=path, encoder=models[0]))
+    made = {}
+    for engine, workers in (("ray", cluster), ("here", 1)):
+        store = Store(tmp_path / engine)
+        for rows in (60, 80):
+            lines = (f'{{"text": "Row {i} says {i * i}."}}\n' for i in range(rows))
+            path.write_text("".join(lines))
+            result = run_recipe(recipe, store, workers=workers, threads=1)
+        made[engine] = result.manifests["vectors"]
+    assert sum(made["ray"].notes["reused"].values()) == 60
+    assert made["ray"].logical_digest == made["here"].logical_digest
+    assert made["ray"].notes["reused"] == made["here"].notes["reused"]
 
 
 def test_a_bad_row_on_an_actor_is_the_error_it_is_here(cluster, lines, tmp_path):

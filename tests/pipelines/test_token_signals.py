@@ -1,6 +1,7 @@
 """Stored token signals against one sample at a time through the plain model."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,8 @@ from prunery.pipelines.steps import STEPS
 from prunery.pipelines.token_scoring import batches
 from prunery.pruners.models.causal import resolve_causal
 from prunery.storage import Store
+
+from .reused_rows import same_rows
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 ALL = ["loss", "rank", "reference", "history", "attention", "alone", "trajectory"]
@@ -374,3 +377,22 @@ def test_models_are_read_once(store, monkeypatch):
     assert models.resolved_causal(folder).sha256 == models.causal(folder).digest
     assert isinstance(models.causal(folder).model, LlamaForCausalLM)
     assert isinstance(models.causal(folder).model.config, LlamaConfig)
+
+
+def test_over_grown_chats_only_new_samples_are_scored(store, tmp_path):
+    path = tmp_path / "chats.jsonl"
+    rows = [{"messages": chat(n), "topic": f"t{n % 3}"} for n in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first = signals(store, "before", signals=["loss", "rank"])
+    run(store, "read_chats", "more_chats", {}, path=str(path), domain_field="topic")
+    run(store, "tokenize_chats", "more", {"chats": "more_chats", "model": "lm"})
+    shutil.copytree(store.uri, tmp_path / "other")
+    made = signals(store, "after", "more", signals=["loss", "rank"])
+    assert made.notes["reused"] == {first.key: 22}
+    other = Store(tmp_path / "other")
+    spec = STEPS["token_signals"]
+    options = spec.options(signals=["loss", "rank"], rows_a_shard=8, tokens_a_batch=160)
+    context = StepContext(other, "after", threads=1, reuse=False)
+    whole = spec(options, {"tokens": "more", "model": "lm"}, context)
+    assert whole.key == made.key and "reused" not in whole.notes
+    same_rows(store.table("after").to_table(), other.table("after").to_table())

@@ -29,6 +29,7 @@ from prunery.storage import Store, schemas
 
 from . import classifier_driver
 from .classifier_rows import pictures, png, points, rows_of, write, write_data, write_points
+from .reused_rows import same_rows
 
 SMALL = {"hidden": 16, "depth": 1, "epochs": 3, "batch_size": 8}
 
@@ -312,6 +313,23 @@ def test_text_is_trained_on_its_embeddings(store):
         run(store, "teacher_outputs", {"data": "data", "model": "dyn"})
     outputs = run(store, "teacher_outputs", {**inputs, "model": "dyn"})
     assert outputs.rows == 24
+
+
+def test_over_grown_data_the_teacher_reads_the_new_rows_alone(store, tmp_path):
+    write_points(store, 30, train=24)
+    train(store)
+    inputs = {"data": "data", "model": "dyn"}
+    first = run(store, "teacher_outputs", inputs)
+    shutil.copytree(tmp_path / "store", tmp_path / "other")
+    tables = []
+    for place, reuse in ((store, True), (Store(tmp_path / "other"), False)):
+        write_points(place, 41, train=24)
+        step = STEPS["teacher_outputs"]
+        made = step(step.options(), inputs, StepContext(place, "grown", threads=1, reuse=reuse))
+        assert made.notes.get("reused") == ({first.key: 30} if reuse else None)
+        tables.append(place.table(made.key).to_table())
+    assert tables[0].num_rows == 41
+    same_rows(*tables)
 
 
 def test_a_teacher_of_other_rows_or_classes_is_refused(store):

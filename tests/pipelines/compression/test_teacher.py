@@ -19,6 +19,7 @@ from prunery.pipelines.steps import STEPS
 from prunery.storage import Store
 
 from ...tiny_causal import saved_model, tiny_model
+from ..reused_rows import same_rows
 from .recovery_models import pattern_rows, rows_table
 
 
@@ -97,9 +98,9 @@ def test_a_student_that_agrees_has_no_divergence_and_its_gradient_is_finite():
         assert bool(torch.isfinite(logits.grad).all())
 
 
-def teacher(store, rows, folder, **options):
+def teacher(store, rows, folder, *, reuse=True, **options):
     step = STEPS["teacher_logits"]
-    context = StepContext(store, "teacher", threads=1)
+    context = StepContext(store, "teacher", threads=1, reuse=reuse)
     return step(step.options(model=str(folder), **options), {"rows": rows}, context)
 
 
@@ -138,6 +139,21 @@ def test_rows_do_not_hang_on_shards_and_float16_is_close(tmp_path):
     for half, full in zip(*tables, strict=True):
         assert half["id"] == full["id"] and half["indices"] == full["indices"]
         np.testing.assert_allclose(half["values"], full["values"], rtol=1e-3, atol=1e-3)
+
+
+def test_over_grown_rows_only_new_ones_are_asked(tmp_path):
+    folder = saved_model(tmp_path, "llama")
+    store, other = Store(tmp_path / "store"), Store(tmp_path / "other")
+    options = {"k": 8, "values": "float32", "rows_a_shard": 4}
+    first = teacher(store, rows_table(store, pattern_rows(6)), folder, **options)
+    tables = []
+    for place, reuse in ((store, True), (other, False)):
+        rows = rows_table(place, pattern_rows(9), name="grown")
+        made = teacher(place, rows, folder, reuse=reuse, **options)
+        assert made.notes.get("reused") == ({first.key: 6} if reuse else None)
+        tables.append(place.table(made.key).to_table())
+    assert tables[0].num_rows == 9
+    same_rows(*tables, atol=1e-4)
 
 
 def test_a_row_or_position_that_was_not_asked_is_named(tmp_path):
