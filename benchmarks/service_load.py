@@ -5,7 +5,8 @@
 An open loop: requests come at random times (Poisson) at a set rate whether or not earlier ones
 were answered, and latency counts from the moment a request was due. Each holds a question of
 derived_nq_multidoc with 2, 5, 10 or 20 of its passages (drawn with the seed, the same requests in
-the same order for every service). A rate is kept up for `--seconds`; rates rise by `--step` until
+the same order for every service), each passage cut at 1,500 characters: in one window, so that
+all services read the same tokens (past 512 ours would read on, the others cut). A rate is kept up for `--seconds`; rates rise by `--step` until
 the 95th percentile passes `--limit` seconds or requests fail. What a service is said to carry is
 the highest rate whose p95 stayed within `--target` seconds, all requests answered.
 
@@ -46,17 +47,20 @@ from prunery.pruners.models.provence import load_provence
 
 HERE = Path(__file__).resolve().parent
 SIZES, SHARES = (2, 5, 10, 20), (0.3, 0.3, 0.25, 0.15)
+CHARACTERS = 1500
+AHEAD = 3  # steps of the rate that ours is known to carry
 PACKAGES = ("torch", "transformers", "sentence-transformers", "fastapi", "uvicorn")
 
 
 @dataclass(frozen=True)
 class Served:
-    """How to start one service and how to ask it."""
+    """How to start one service and how to ask it; `ahead` steps of the rate are left out."""
 
     name: str
     command: Sequence[str]
     path: str
     kind: str
+    ahead: int = 0
 
 
 def body(kind: str, question: str, passages: list[str]) -> bytes:
@@ -79,7 +83,8 @@ def requests(data: Path, count: int, seed: int) -> list[tuple[str, list[str]]]:
         which = int(rng.integers(len(questions)))
         size = int(rng.choice(SIZES, p=SHARES))
         # No two requests alike, so that nothing can be answered from a cache.
-        made.append((f"{questions[which]} ({number})", passages[which][:size]))
+        texts = [text[:CHARACTERS].rpartition(" ")[0] for text in passages[which][:size]]
+        made.append((f"{questions[which]} ({number})", texts))
     return made
 
 
@@ -193,8 +198,8 @@ def climb(served: Served, asked: Sequence[tuple[str, list[str]]], options: Any) 
     bodies = [body(served.kind, question, passages) for question, passages in asked]
     steps: list[dict[str, Any]] = []
     with running(served, options.threads) as (url, pid):
-        asyncio.run(offered(url + served.path, bodies, 4.0, 5.0, options.seed))  # warm
-        before, rate = resident(pid), options.first
+        asyncio.run(offered(url + served.path, bodies, 2.0, 10.0, options.seed))  # warm
+        before, rate = resident(pid), options.first * options.step**served.ahead
         while True:
             step = asyncio.run(
                 offered(url + served.path, bodies, rate, options.seconds, options.seed)
@@ -223,9 +228,9 @@ def services(folder: str, infinity: str | None) -> list[Served]:
     ours = [sys.executable, "-m", "prunery.cli", "serve", "--port", "PORT"]
     plain = [sys.executable, str(HERE / "service_plain.py"), folder, "PORT"]
     made = [
-        Served("Prunery, /rerank", ours, "/rerank", "tei"),
-        Served("Prunery, /v1/prune", ours, "/v1/prune", "prune"),
-        Served("Prunery float32, /rerank", [*ours, "--dtype", "float32"], "/rerank", "tei"),
+        Served("Prunery, /rerank", ours, "/rerank", "tei", AHEAD),
+        Served("Prunery, /v1/prune", ours, "/v1/prune", "prune", AHEAD),
+        Served("Prunery float32, /rerank", [*ours, "--dtype", "float32"], "/rerank", "tei", 2),
         Served("plain CrossEncoder", plain, "/rerank", "tei"),
     ]
     if infinity:
@@ -310,10 +315,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--infinity", help="interpreter of an environment with infinity-emb")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--first", type=float, default=4.0, help="first rate, requests a second")
+    parser.add_argument("--first", type=float, default=1.0, help="first rate, requests a second")
     parser.add_argument("--step", type=float, default=1.35)
-    parser.add_argument("--target", type=float, default=0.5, help="seconds of p95")
-    parser.add_argument("--limit", type=float, default=1.5, help="p95 at which to stop, seconds")
+    parser.add_argument("--target", type=float, default=1.0, help="seconds of p95")
+    parser.add_argument("--limit", type=float, default=2.5, help="p95 at which to stop, seconds")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="services whose name holds this")
