@@ -6,7 +6,8 @@ An open loop: requests come at random times (Poisson) at a set rate whether or n
 were answered, and latency counts from the moment a request was due. Each holds a question of
 derived_nq_multidoc with 2, 5, 10 or 20 of its passages (drawn with the seed, the same requests in
 the same order for every service), each passage cut at 1,500 characters: in one window, so that
-all services read the same tokens (past 512 ours would read on, the others cut). A rate is kept up for `--seconds`; rates rise by `--step` until
+all services read the same tokens (past 512 ours would read on, the others cut). A rate is kept up
+for `--seconds`; rates rise by `--step` from `--first` (ours begins two or three steps later) until
 the 95th percentile passes `--limit` seconds or requests fail. What a service is said to carry is
 the highest rate whose p95 stayed within `--target` seconds, all requests answered.
 
