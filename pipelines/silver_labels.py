@@ -8,7 +8,8 @@ rejected as contradictory, where theirs counts as "No answer"; bracketed numbers
 the passage itself (reference marks) are shown in parentheses, so that they cannot be cited.
 
 Replies that cannot be trusted are rejected by name (`REASONS`), never guessed at. Replies are
-paid for: work is done in small shards, and a finished shard is never asked for again.
+paid for: work is done in small shards, a finished shard is never asked for again, and over grown
+files neither is a row that an earlier table holds (one that was rejected is).
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
@@ -30,6 +33,7 @@ from .engine import Job, Plan, Rows, StepContext, StepOptions, StepSpec
 from .evaluation_rows import ContextRow, cached_rows, rows_digest
 from .openai_client import ChatClient, ChatFailure, ChatReply, Endpoint, Ledger
 from .progress import Progress, Silent
+from .reuse import RowWise, read_rows
 
 VERSION = 1
 
@@ -152,6 +156,9 @@ SCHEMA = pa.schema(
     ]
 )
 
+_SAID = ("labels", "response", "prompt_tokens", "completion_tokens", "requests")
+_GIVEN = pa.schema([field for field in SCHEMA if field.name not in _SAID])
+
 
 def label_rows(
     rows: Sequence[ContextRow], answers: Sequence[ChatReply | ChatFailure]
@@ -179,8 +186,7 @@ def label_rows(
     return pa.Table.from_pylist(good, schema=SCHEMA), bad
 
 
-def _record(row: ContextRow, answer: ChatReply | ChatFailure) -> dict[str, Any]:
-    reply = answer if isinstance(answer, ChatReply) else None
+def _given_record(row: ContextRow) -> dict[str, Any]:
     return {
         "id": silver_id(row),
         "question": row.question,
@@ -190,6 +196,12 @@ def _record(row: ContextRow, answer: ChatReply | ChatFailure) -> dict[str, Any]:
         "answers": list(row.answers),
         "group": row.group,
         "teacher_score": row.teacher_score,
+    }
+
+
+def _record(row: ContextRow, answer: ChatReply | ChatFailure) -> dict[str, Any]:
+    reply = answer if isinstance(answer, ChatReply) else None
+    return _given_record(row) | {
         "response": answer.text if isinstance(answer, ChatReply) else answer.detail,
         "prompt_tokens": reply.prompt_tokens if reply else None,
         "completion_tokens": reply.completion_tokens if reply else None,
@@ -229,22 +241,61 @@ def _plan(options: SilverOptions, inputs: Mapping[str, Table], context: StepCont
 
 
 def _shard(job: Job, shard: int, out: Rows) -> None:
-    options = job.options
-    if not isinstance(options, SilverOptions):
-        raise RecipeError(f"`label_silver` needs SilverOptions; found {type(options).__name__}.")
-    rows = cached_rows(options.rows)
+    repeated = len(_chosen(job, shard)) - len(_fresh(job, shard))
+    out.count(0, {"duplicate": repeated} if repeated else {})
+    _ROWS.make(job, shard, out)
+
+
+def _chosen(job: Job, shard: int) -> range:
+    options = _options(job)
     first = shard * options.shard_rows
-    chosen = range(first, min(first + options.shard_rows, len(rows)))
+    return range(first, min(first + options.shard_rows, len(cached_rows(options.rows))))
+
+
+def _fresh(job: Job, shard: int) -> list[ContextRow]:
+    """Rows of a shard that repeat none before them."""
+    rows = cached_rows(_options(job).rows)
     places = _first_places(rows)
-    fresh = [rows[i] for i in chosen if places[silver_id(rows[i])] == i]
-    answers = _client(options.endpoint.model_dump_json()).ask_all([prompt(row) for row in fresh])
-    table, bad = label_rows(fresh, answers)
+    return [rows[i] for i in _chosen(job, shard) if places[silver_id(rows[i])] == i]
+
+
+def _options(job: Job) -> SilverOptions:
+    if not isinstance(job.options, SilverOptions):
+        kind = type(job.options).__name__
+        raise RecipeError(f"`label_silver` needs SilverOptions; found {kind}.")
+    return job.options
+
+
+def _given(job: Job, shard: int) -> Iterator[pa.Table]:
+    records = [_given_record(row) for row in _fresh(job, shard)]
+    if records:
+        yield pa.Table.from_pylist(records, schema=_GIVEN)
+
+
+def _found(job: Job, ids: npt.NDArray[np.int64]) -> pa.Table:
+    # Files leave no table; what was given stands beside what was said of it.
+    return read_rows(job.output(), ids, _GIVEN.names)
+
+
+def _ask(job: Job, given: pa.Table, out: Rows) -> None:
+    rows = [
+        ContextRow(
+            question=one["question"],
+            passage=one["passage"],
+            title=one["title"],
+            sentences=tuple((start, end) for start, end in one["sentences"]),
+            answers=tuple(one["answers"]),
+            group=one["group"],
+            teacher_score=one["teacher_score"],
+        )
+        for one in given.to_pylist()
+    ]
+    client = _client(_options(job).endpoint.model_dump_json())
+    table, bad = label_rows(rows, client.ask_all([prompt(row) for row in rows]))
     out.write(table)
     for record, reason in bad:
         out.reject(record, REASONS[reason], where=reason)
-    dropped = Counter(reason for _, reason in bad)
-    dropped["duplicate"] = len(chosen) - len(fresh)
-    out.count(table.num_rows, +dropped)
+    out.count(table.num_rows, Counter(reason for _, reason in bad))
 
 
 def _first_places(rows: Sequence[ContextRow]) -> dict[int, int]:
@@ -254,6 +305,7 @@ def _first_places(rows: Sequence[ContextRow]) -> dict[int, int]:
     return places
 
 
+_ROWS = RowWise((), _given, _found, _ask, ignored=frozenset({"rows", "shard_rows"}))
 SILVER = StepSpec(
     name="label_silver",
     version=VERSION,
@@ -261,6 +313,7 @@ SILVER = StepSpec(
     inputs={},
     plan=_plan,
     shard=_shard,
+    row_wise=_ROWS,
     about="Ask a language model to answer with cited sentences; its citations become labels.",
 )
 
@@ -297,7 +350,8 @@ def label_silver(
 
 
 def silver_costs(table: Table) -> Ledger:
-    """What a finished table cost in all its runs: kept and rejected replies together."""
+    """What a finished table cost in all its runs: kept and rejected replies together, those of
+    rows that it took over from an earlier table included."""
     ledger = Ledger()
     rejected = [json.loads(text) for text in table.rejects().column("row").to_pylist()]
     columns = ["prompt_tokens", "completion_tokens", "requests"]

@@ -198,6 +198,36 @@ def test_a_finished_table_is_never_asked_for_again(tmp_path):
         assert len(server.asked) == 8
 
 
+def test_over_grown_files_only_new_changed_and_rejected_rows_are_asked(tmp_path):
+    store = Store(tmp_path / "store")
+    rejected = {1}
+
+    def answer(asked, before):
+        return reply("uncited") if number(asked) in rejected else SAYS[0]
+
+    with serving(answer) as server:
+        first = label_silver(options(tmp_path, server, [record(i) for i in range(5)]), store)
+        assert (first.rows, first.rejected, len(server.asked)) == (4, 1, 5)
+        before = store.table(first.key).to_table().to_pylist()
+        rejected.clear()
+        grown = [record(7), *(record(i) for i in range(4)), record(4, group="other"), record(0)]
+        second = label_silver(options(tmp_path, server, grown), store)
+        assert sorted(number(asked) for asked in server.asked[5:]) == [1, 4, 7]
+        assert second.notes["reused"] == {first.key: 3}
+        assert (second.rows, second.dropped) == (6, {"duplicate": 1})
+        made = store.table(second.key).to_table().to_pylist()
+        assert [row["group"] for row in made] == ["g7", "g0", "g1", "g2", "g3", "other"]
+        old = {row["id"]: row for row in before}
+        assert [row for row in made if row["group"] in ("g0", "g2", "g3")] == [
+            old[row["id"]] for row in made if row["group"] in ("g0", "g2", "g3")
+        ]
+        # Another model's replies are others.
+        asked = options(tmp_path, server, grown)
+        other = asked.endpoint.model_copy(update={"model": "n"})
+        label_silver(asked.model_copy(update={"endpoint": other}), store)
+        assert len(server.asked) == 8 + 6
+
+
 def test_an_outage_keeps_what_was_paid_for(tmp_path):
     store, down = Store(tmp_path / "store"), {"yes": True}
 
