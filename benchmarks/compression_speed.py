@@ -221,6 +221,8 @@ def main() -> None:
                             made["perplexity"] = perplexity(dense, out, held)
                     made.pop("folder", None)  # of this machine
                     found.append(made)
+                    if "error" in made:
+                        break  # what fails or takes too long once does so again
                 cell[who] = found
                 print(name, method, who, [one.get("seconds", one) for one in found], flush=True)
             cells.append(cell)
